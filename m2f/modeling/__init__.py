@@ -1,0 +1,1 @@
+"""Model input to losses or outputs. Importing this package fills the registries of `build.py`."""

@@ -1,0 +1,45 @@
+"""Packaging of m2f. Needs neither torch nor a compiler to build."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m2f/__init__.py").read_text()).group(1)
+
+ONNX_RUNTIME = "onnxruntime>=1.17"
+TORCH = ["torch>=2.3", "torchvision>=0.18"]
+
+setup(
+    name="m2f",
+    version=VERSION,
+    description="A registry-driven research framework for Mask2Former that reads NVIDIA TAO's spec",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["m2f", "m2f.*"]),
+    package_data={"m2f.data.datasets": ["categories/*.json"]},
+    python_requires=">=3.10",
+    install_requires=[
+        *TORCH,
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.9",
+        "yacs>=0.1.8",
+        "PyYAML>=6.0",
+        "numpy>=1.24",
+        "Pillow>=9.5",
+        "scipy>=1.10",
+        "pycocotools>=2.0.7",
+        "tensorboard>=2.13",
+        "tqdm>=4.60",
+        "onnx>=1.15",
+    ],
+    extras_require={
+        # panopticapi-lite pins an old numpy, so the test command installs it with --no-deps.
+        "dev": ["pytest>=8", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "transformers>=4.45", "faster-coco-eval>=1.6"],
+        "export": [ONNX_RUNTIME],
+        "cityscapes": ["cityscapesscripts>=2.2"],
+        "fast": ["hotcoco>=1.0"],
+    },
+)
