@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from m2f.config.node import CfgNode as CN
-from m2f.config.tao import add_tao_config
+from m2f.config.node import CfgNode as CN  # noqa: N817 - yacs users know it by this name
+from m2f.config.tao import ELEMENTS as TAO_ELEMENTS
+from m2f.config.tao import OPTIONAL, add_tao_config
+
+# m2f's keys whose default is an empty list, with the type of an element.
+ELEMENTS: dict[str, type] = {
+    "train.hooks": str,
+    "evaluate.tasks": str,
+    "evaluate.datasets": str,
+    "evaluate.evaluators": str,
+}
 
 
 def get_cfg() -> CN:
@@ -15,6 +24,8 @@ def get_cfg() -> CN:
     _add_dataset(cfg.dataset)
     _add_train(cfg.train)
     _add_evaluate(cfg.evaluate)
+    for key, kind in {**OPTIONAL, **TAO_ELEMENTS, **ELEMENTS}.items():
+        cfg.declare(key, kind)
     return cfg
 
 
@@ -27,11 +38,11 @@ def _add_model(model: CN) -> None:
     model.mask_former.criterion = "MaskCriterion"
     model.mask_former.size_divisibility = 32  # images are padded to a multiple of this
     model.mask_former.ignore_void = True  # points in void or crowd count neither in matching nor in mask losses
-    model.backbone.efficientvit.family = "b"  # name: custom frees these five: b | l
-    model.backbone.efficientvit.widths = [8, 16, 32, 64, 128]  # channels of the stem and of res2 .. res5
-    model.backbone.efficientvit.depths = [1, 2, 2, 2, 2]
-    model.backbone.efficientvit.dim = 16  # width of a linear-attention head
-    model.backbone.efficientvit.bn_eps = 1e-5
+    model.backbone.efficientvit.family = "l"  # b | l; name: custom frees these five, which are those of l0 here
+    model.backbone.efficientvit.widths = [32, 64, 128, 256, 512]  # channels of the stem and of res2 .. res5
+    model.backbone.efficientvit.depths = [1, 1, 1, 4, 4]
+    model.backbone.efficientvit.dim = 32  # width of a linear-attention head
+    model.backbone.efficientvit.bn_eps = 1e-7
     resnet = model.backbone.resnet = CN()
     resnet.type = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101 | custom; custom frees the next four keys
     resnet.depth = 50  # 18 | 34 | 50 | 101
@@ -82,7 +93,7 @@ def _add_train(train: CN) -> None:
     optim.warmup_iters = 0
     optim.warmup_factor = 0.001  # first rate / lr
     optim.poly_power = 0.9
-    optim.patience = 2  # AutoReduce: evaluations without improvement before a drop
+    optim.patience = 2  # AutoReduce: this many evaluations in a row may bring no improvement; the next one drops
     optim.min_lr_factor = 0.0  # lowest rate / lr: cosine, poly and AutoReduce
 
 

@@ -6,12 +6,20 @@ Defaults follow the published tables first, then TAO's code; where m2f differs, 
 
 from __future__ import annotations
 
-from m2f.config.node import CfgNode as CN
+from m2f.config.node import CfgNode as CN  # noqa: N817 - yacs users know it by this name
 
 # Keys whose default is None, with the type a value must have.
 OPTIONAL: dict[str, type] = {
     "model.backbone.swin.qk_scale": float,
     "train.iters_per_epoch": int,
+}
+
+# Keys whose default is an empty list, with the type of an element.
+ELEMENTS: dict[str, type] = {
+    "dataset.train.target_size": int,
+    "dataset.val.target_size": int,
+    "dataset.test.target_size": int,
+    "train.freeze": str,
 }
 
 # Sections of TAO commands that m2f does not have: their contents load, and one warning lists the keys that were set.
@@ -43,10 +51,17 @@ def _model() -> CN:
     model.overlap_threshold = 0.8  # panoptic: least share of a query's mask that must stay visible
     model.test_topk_per_image = 100  # instance: most (query, class) pairs kept in an image
 
-    model.backbone = CN()
-    model.backbone.type = "swin"  # a registered backbone
-    model.backbone.pretrained_weights = ""  # path of backbone weights
-    swin = model.backbone.swin = CN()
+    model.backbone = _backbone()
+    model.sem_seg_head = _head()
+    model.mask_former = _mask_former()
+    return model
+
+
+def _backbone() -> CN:
+    backbone = CN()
+    backbone.type = "swin"  # a registered backbone
+    backbone.pretrained_weights = ""  # path of backbone weights
+    swin = backbone.swin = CN()
     swin.type = "tiny"  # tiny | small | base | large | huge | custom; custom frees the next three keys
     swin.embed_dim = 96  # channels of res2, doubled at each stage
     swin.depths = [2, 2, 6, 2]  # blocks of each stage
@@ -65,15 +80,18 @@ def _model() -> CN:
     swin.use_checkpoint = False  # recompute this backbone's blocks in the backward pass
     swin.out_indices = [0, 1, 2, 3]  # stages whose feature maps leave the backbone
     swin.out_features = ["res2", "res3", "res4", "res5"]  # names of feature maps that leave the backbone
-    vit = model.backbone.efficientvit = CN()
+    vit = backbone.efficientvit = CN()
     vit.name = "l0"  # b0 .. b3, l0 .. l3, custom
     vit.pretrain_img_size = 384  # no effect: the network has no size-dependent weight; said in the log when set
     vit.use_checkpoint = False
     # Note: TAO's code has [1, 2, 3] and never reads it; the pixel decoder needs all four, as the published table says.
     vit.out_indices = [0, 1, 2, 3]
     vit.out_features = ["res2", "res3", "res4", "res5"]
+    return backbone
 
-    head = model.sem_seg_head = CN()
+
+def _head() -> CN:
+    head = CN()
     head.num_classes = 200  # real classes K; with raw ids (dataset.contiguous_id: False) the largest id
     head.norm = "GN"  # GN | LN | BN | SyncBN | "": norm of the pixel decoder's FPN convolutions
     head.common_stride = 4  # stride of the mask features
@@ -81,8 +99,11 @@ def _model() -> CN:
     head.convs_dim = 256  # width of the pixel decoder
     head.mask_dim = 256  # channels of mask features and mask embeddings
     head.deformable_transformer_encoder_in_features = ["res3", "res4", "res5"]
+    return head
 
-    former = model.mask_former = CN()
+
+def _mask_former() -> CN:
+    former = CN()
     former.dropout = 0.0  # of the pixel decoder's encoder
     former.nheads = 8  # attention heads of encoder and decoder
     former.num_object_queries = 100
@@ -98,7 +119,7 @@ def _model() -> CN:
     former.train_num_points = 12544  # points at which masks are compared
     former.oversample_ratio = 3.0  # candidate points / points, before the uncertain ones are chosen
     former.importance_sample_ratio = 0.75  # share of the points chosen for uncertainty
-    return model
+    return former
 
 
 def _dataset() -> CN:
@@ -108,7 +129,7 @@ def _dataset() -> CN:
     data.contiguous_id = False  # True: label = position of the category; False: label = id - 1
     data.label_map = ""  # JSON list of {id, name, color, isthing}
     data.pin_memory = True  # page-locked batches, where there is an accelerator
-    data.workers = 0  # loader workers of every split whose num_workers is not set; 0: not set
+    data.workers = 0  # where it is set: num_workers of every split whose own is not
     for split in ("train", "val", "test"):
         data[split] = _split()
     aug = data.augmentation = CN()

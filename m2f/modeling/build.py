@@ -38,7 +38,10 @@ CRITERION_REGISTRY = Registry(
 )
 
 # m2f's top-level modules as the official code and TAO call them.
-_OFFICIAL_PREFIXES = (("pixel_decoder", "sem_seg_head.pixel_decoder"), ("transformer_decoder", "sem_seg_head.predictor"))
+_OFFICIAL_PREFIXES = (
+    ("pixel_decoder", "sem_seg_head.pixel_decoder"),
+    ("transformer_decoder", "sem_seg_head.predictor"),
+)
 
 
 def build_model(cfg: Any, metadata: Metadata) -> nn.Module:
@@ -54,7 +57,7 @@ def build_model(cfg: Any, metadata: Metadata) -> nn.Module:
             f"set model.sem_seg_head.num_classes to {metadata.num_classes}"
         )
     model: nn.Module = META_ARCH_REGISTRY.build(cfg.model.meta_architecture, cfg, metadata)
-    freeze(model, cfg.train.freeze)
+    freeze(model, cfg.train["freeze"])  # by index: the attribute is the method of every CfgNode
     return model
 
 
@@ -89,7 +92,8 @@ def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: A
 
 def _requested(name: str) -> str:
     """A user's name without the wrappers that Lightning (`model.`), DDP (`module.`) and TAO's EfficientViT add."""
-    return re.sub(r"^(?:(?:module|model)\.)+", "", name).replace("backbone.model.", "backbone.")
+    bare = re.sub(r"^(?:(?:module|model)\.)+", "", name)
+    return re.sub(r"^backbone\.model(?=\.|$)", "backbone", bare)
 
 
 def _has_run(path: str, wanted: str) -> bool:
@@ -109,7 +113,7 @@ def _spellings(path: str) -> Iterator[str]:
 
 
 def _nearest(model: nn.Module, wanted: str) -> str:
-    """What the user may have meant: a whole dotted name, or one of its endings."""
+    """What the user may have meant: a whole dotted name or one of its endings, else the parts there are."""
     known = {
         ".".join(segments[start:])
         for path, _ in model.named_modules()
@@ -117,5 +121,6 @@ def _nearest(model: nn.Module, wanted: str) -> str:
         for segments in [spelling.split(".")]
         for start in range(len(segments))
     }
-    near = difflib.get_close_matches(wanted, sorted(known - {""}), n=1, cutoff=0.0)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = difflib.get_close_matches(wanted, sorted(known - {""}), n=1)
+    parts = ", ".join(name for name, _ in model.named_children())
+    return f"; did you mean {near[0]!r}?" if near else f"; its parts are {parts}"

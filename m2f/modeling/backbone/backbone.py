@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from m2f.config.variants import CUSTOM, Variants
+
 STAGES: tuple[str, ...] = ("res2", "res3", "res4", "res5")
-STRIDES: dict[str, int] = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class FeatureShape(NamedTuple):
@@ -27,21 +30,29 @@ class Backbone(nn.Module):
         channels: channels of res2, res3, res4 and res5.
         out_features: names of the maps that leave the network, in any order.
         activation_checkpoint: recompute blocks in the backward pass instead of keeping their activations.
+        first_stride: stride of res2; each later stage doubles it.
 
     Raises:
         ValueError: `out_features` is empty or names a stage that does not exist.
     """
 
-    size_divisibility: int = 32
-
-    def __init__(self, *, channels: Sequence[int], out_features: Sequence[str], activation_checkpoint: bool) -> None:
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        out_features: Sequence[str],
+        activation_checkpoint: bool = False,
+        first_stride: int = 4,
+    ) -> None:
         super().__init__()
-        unknown = [name for name in out_features if name not in STAGES]
-        if unknown or not out_features:
+        if not out_features or any(name not in STAGES for name in out_features):
             raise ValueError(f"out_features is {list(out_features)}; it needs at least one of {', '.join(STAGES)}")
-        self.channels = tuple(channels)
-        self.out_features = tuple(name for name in STAGES if name in out_features)
+        shapes = {
+            name: FeatureShape(c, first_stride * 2**i) for i, (name, c) in enumerate(zip(STAGES, channels, strict=True))
+        }
+        self._shapes = {name: shape for name, shape in shapes.items() if name in out_features}
         self.activation_checkpoint = activation_checkpoint
+        self.size_divisibility = first_stride * 8  # whole pixels in every map; other sizes work too
 
     @abstractmethod
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -49,14 +60,35 @@ class Backbone(nn.Module):
 
     def feature_shapes(self) -> dict[str, FeatureShape]:
         """Channels and stride of each map that `forward` returns, in the same order."""
-        shapes = {name: FeatureShape(c, STRIDES[name]) for name, c in zip(STAGES, self.channels, strict=True)}
-        return {name: shapes[name] for name in self.out_features}
+        return dict(self._shapes)
 
-    def run_block(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    @property
+    def num_stages(self) -> int:
+        """Stages that must be built: those up to the last requested map."""
+        return max(STAGES.index(name) for name in self._shapes) + 1
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
         """Call a block, recomputing its activations in the backward pass where that was asked for."""
-        if self.activation_checkpoint and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
-        return block(*inputs)
+        if not (self.activation_checkpoint and self.training):
+            return block(*inputs)  # type: ignore[no-any-return]
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _batch_statistics_kept(block)
+
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _batch_statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Recomputing a block must not count its batch a second time in the running statistics."""
+    kept = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, _BatchNorm)]
+    for norm, _, _ in kept:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, counter in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 def requested_features(out_indices: Sequence[int], out_features: Sequence[str], section: str) -> list[str]:
@@ -73,12 +105,27 @@ def requested_features(out_indices: Sequence[int], out_features: Sequence[str], 
     wrong = [index for index in out_indices if not 0 <= index < len(STAGES)]
     if wrong:
         raise ValueError(f"{section}.out_indices has {wrong}; a stage is one of 0, 1, 2, 3 (res2 .. res5)")
-    wrong_names = [name for name in out_features if name not in STAGES]
-    if wrong_names:
-        raise ValueError(f"{section}.out_features has {wrong_names}; a stage is one of {', '.join(STAGES)}")
+    unknown = [name for name in out_features if name not in STAGES]
+    if unknown:
+        raise ValueError(f"{section}.out_features has {unknown}; a stage is one of {', '.join(STAGES)}")
     chosen = [name for index, name in enumerate(STAGES) if index in out_indices and name in out_features]
     if not chosen:
         raise ValueError(
             f"{section}.out_indices {list(out_indices)} and out_features {list(out_features)} have no stage in common"
         )
     return chosen
+
+
+def published_sizes(section: Any, variants: Variants) -> dict[str, Any]:
+    """The sizes of the network that a config section names, or the section's own where that name is `custom`.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    name_key = variants.key.rpartition(".")[2]
+    name = section[name_key]
+    if name == CUSTOM:
+        return {field: section[field] for field in variants.fields}
+    if name not in variants.rows:
+        raise ValueError(f"{variants.key} is {name!r}; it is one of {', '.join([*variants.rows, CUSTOM])}")
+    return dict(zip(variants.fields, variants.rows[name], strict=True))

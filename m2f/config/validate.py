@@ -1,0 +1,212 @@
+"""Whether the values of a merged tree make sense, alone and together, and whether a task can honour them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from m2f.config import rules
+from m2f.config.node import DEFAULT, CfgNode, SpecError
+
+logger = logging.getLogger(__name__)
+
+TASKS = ("train", "evaluate", "inference", "export")
+NOT_YET = ("inference", "export")
+_LABEL_FORMATS = ("coco", "coco_panoptic")  # formats without a label for unlabelled pixels
+
+
+def validate(cfg: CfgNode) -> None:
+    """Check what every task reads.
+
+    Raises:
+        SpecError: an impossible value, or two that exclude each other; the message names key, value and its source.
+    """
+    _check_numbers(cfg)
+    _check_choices(cfg)
+    _check_ranges(cfg, rules.RANGES)
+    _check_lists(cfg)
+    _check_backbone(cfg)
+    _check_widths(cfg)
+    _check_losses(cfg)
+    _check_dataset(cfg)
+    _check_train(cfg)
+    _note_without_effect(cfg)
+
+
+def check_task(cfg: CfgNode, task: str) -> None:
+    """Check what one task alone reads, and refuse what it needs and m2f cannot do.
+
+    Args:
+        cfg: a tree from `load_spec`.
+        task: train | evaluate | inference | export.
+
+    Raises:
+        SpecError: a value that this task cannot honour.
+        ValueError: there is no such task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; it is one of {', '.join(TASKS)}")
+    _check_ranges(cfg, rules.TASK_RANGES[task])
+    if task in NOT_YET:
+        raise SpecError(f"the task {task!r} is not available in this version of m2f; train and evaluate are")
+    if cfg.encryption_key:
+        _fail(cfg, "encryption_key", "is set, but m2f does not encrypt model files; leave it out", shown="<hidden>")
+    if task == "evaluate" and cfg.evaluate.trt_engine:
+        _fail(cfg, "evaluate.trt_engine", "needs TensorRT, which m2f does not use; set evaluate.checkpoint instead")
+    _refuse_several_processes(cfg, task)
+
+
+def reconcile_devices(cfg: CfgNode) -> None:
+    """Make `num_gpus` and `gpu_ids` of each task agree: the larger number wins."""
+    for task in ("train", "evaluate", "inference"):
+        node = cfg[task]
+        count = max(node.num_gpus, len(node.gpu_ids))
+        ids = list(node.gpu_ids) if len(node.gpu_ids) == count else list(range(count))
+        if (node.num_gpus, node.gpu_ids) != (count, ids):
+            logger.info(
+                "%s: num_gpus %d and gpu_ids %s do not agree; the larger wins: num_gpus %d, gpu_ids %s",
+                *(task, node.num_gpus, node.gpu_ids, count, ids),
+            )
+        node.num_gpus, node.gpu_ids = count, ids
+
+
+def _fail(cfg: CfgNode, key: str, problem: str, *, others: Sequence[str] = (), shown: str | None = None) -> None:
+    """Raise a SpecError about `key`; `others` are the keys that it disagrees with, one of which may be the one set."""
+    source = next((cfg.source(k) for k in (key, *others) if cfg.was_set(k)), DEFAULT)
+    raise SpecError(f"{source}: {key!r} is {shown or repr(cfg.leaf(key))}: {problem}")
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_numbers(cfg: CfgNode) -> None:
+    for key, value in cfg.leaves():
+        for item in _items(value):
+            infinite_ok = key == "train.clip_grad_norm_type"  # the largest-element norm
+            if isinstance(item, float) and (math.isnan(item) or (math.isinf(item) and not infinite_ok)):
+                _fail(cfg, key, "it must be a finite number")
+
+
+def _check_choices(cfg: CfgNode) -> None:
+    for key, choices in rules.CHOICES.items():
+        for item in _items(cfg.leaf(key)):
+            if item not in choices:
+                shown = ", ".join(repr(choice) if choice == "" else str(choice) for choice in choices)
+                _fail(cfg, key, f"{item!r} is none of {shown}")
+
+
+def _check_ranges(cfg: CfgNode, ranges: dict[str, rules.Range]) -> None:
+    for key, limits in ranges.items():
+        for item in _items(cfg.leaf(key)):
+            if item is not None and not limits.allows(item):
+                _fail(cfg, key, f"it must be {limits}")
+        if limits is rules.TASK_RANGES["evaluate"]["evaluate.batch_size"] and cfg.leaf(key) == 0:
+            _fail(cfg, key, "it must be > 0, or -1")
+
+
+def _check_lists(cfg: CfgNode) -> None:
+    for key, lengths in rules.LENGTHS.items():
+        if len(cfg.leaf(key)) not in lengths:
+            _fail(cfg, key, f"it must have {lengths[-1]} elements{rules.MEANINGS.get(key, '')}")
+    for key in rules.INCREASING:
+        if not _is_increasing(cfg.leaf(key)):
+            _fail(cfg, key, "each element must be larger than the one before")
+    for key in rules.NOT_EMPTY:
+        if len(cfg.leaf(key)) == 0:
+            _fail(cfg, key, "it must not be empty")
+    for key in ("train.gpu_ids", "evaluate.gpu_ids", "inference.gpu_ids", "evaluate.tasks"):
+        if len(set(cfg.leaf(key))) < len(cfg.leaf(key)):
+            _fail(cfg, key, "an element is there twice")
+
+
+def _is_increasing(values: Sequence[float]) -> bool:
+    return all(a < b for a, b in itertools.pairwise(values))
+
+
+def _check_backbone(cfg: CfgNode) -> None:
+    swin = cfg.model.backbone.swin
+    for stage, heads in enumerate(swin.num_heads):
+        if swin.embed_dim * 2**stage % heads:
+            width = swin.embed_dim * 2**stage
+            problem = f"stage {stage} has {width} channels, no multiple of {heads}"
+            _fail(cfg, "model.backbone.swin.num_heads", problem, others=["model.backbone.swin.embed_dim"])
+    if swin.ape and swin.pretrain_img_size % swin.patch_size:
+        problem = f"it must be a multiple of patch_size, {swin.patch_size}, for the table of ape"
+        others = ["model.backbone.swin.patch_size", "model.backbone.swin.ape"]
+        _fail(cfg, "model.backbone.swin.pretrain_img_size", problem, others=others)
+    for name in ("swin", "efficientvit", "resnet"):
+        if cfg.model.backbone.type == name:
+            _check_features(cfg, f"model.backbone.{name}")
+
+
+def _check_features(cfg: CfgNode, section: str) -> None:
+    """The encoder reads only feature maps that the backbone gives."""
+    node = cfg.leaf(section)
+    given = _in_both(node.out_features, node.get("out_indices", (0, 1, 2, 3)))
+    key = "model.sem_seg_head.deformable_transformer_encoder_in_features"
+    missing = [name for name in cfg.leaf(key) if name not in given]
+    if missing:
+        problem = f"{', '.join(missing)} does not leave the backbone ({section}.out_features and out_indices)"
+        _fail(cfg, key, problem, others=[f"{section}.out_features", f"{section}.out_indices"])
+
+
+def _in_both(features: Iterable[str], indices: Iterable[int]) -> set[str]:
+    return set(features) & {rules.STAGES[index] for index in indices}
+
+
+def _check_widths(cfg: CfgNode) -> None:
+    heads = cfg.model.mask_former.nheads
+    for key in ("model.sem_seg_head.convs_dim", "model.mask_former.hidden_dim"):
+        if cfg.leaf(key) % heads:
+            problem = f"it must be a multiple of model.mask_former.nheads, {heads}"
+            _fail(cfg, key, problem, others=["model.mask_former.nheads"])
+        if cfg.leaf(key) % 4:
+            _fail(cfg, key, "it must be a multiple of 4, for the sines and cosines of two axes")
+    if cfg.model.sem_seg_head.convs_dim % 32:
+        _fail(cfg, "model.sem_seg_head.convs_dim", "it must be a multiple of 32, the groups of its GroupNorm")
+
+
+def _check_losses(cfg: CfgNode) -> None:
+    former = cfg.model.mask_former
+    if former.class_weight == former.mask_weight == former.dice_weight == 0:
+        others = ["model.mask_former.mask_weight", "model.mask_former.dice_weight"]
+        problem = "one of class_weight, mask_weight and dice_weight must be > 0"
+        _fail(cfg, "model.mask_former.class_weight", problem, others=others)
+
+
+def _check_dataset(cfg: CfgNode) -> None:
+    data, aug = cfg.dataset, cfg.dataset.augmentation
+    if aug.lsj_min_scale > aug.lsj_max_scale:
+        problem = f"it must be <= lsj_max_scale, {aug.lsj_max_scale}"
+        others = ["dataset.augmentation.lsj_max_scale"]
+        _fail(cfg, "dataset.augmentation.lsj_min_scale", problem, others=others)
+    splits = (data.train, data.val)
+    if not data.zero_is_ignore and all(split.type in _LABEL_FORMATS and not split.name for split in splits):
+        _fail(cfg, "dataset.zero_is_ignore", "it is for the masks of type 'ade'; neither train nor val is of that type")
+
+
+def _check_train(cfg: CfgNode) -> None:
+    train = cfg.train
+    if train.early_stop_patience and not train.best_metric:
+        _fail(cfg, "train.early_stop_patience", "it needs train.best_metric, as in panoptic/PQ")
+
+
+def _refuse_several_processes(cfg: CfgNode, task: str) -> None:
+    for name, unit in (("num_gpus", "GPU"), ("num_nodes", "node")):
+        if cfg[task][name] > 1:
+            ids = " (gpu_ids counts too)" if name == "num_gpus" else ""
+            _fail(cfg, f"{task}.{name}", f"this version of m2f runs on one {unit}; set it to 1{ids}")
+    if task == "train" and cfg.train.distributed_strategy != "ddp":
+        _fail(
+            cfg, "train.distributed_strategy", "this version of m2f runs one process, for which only 'ddp' is accepted"
+        )
+
+
+def _note_without_effect(cfg: CfgNode) -> None:
+    key = "model.backbone.efficientvit.pretrain_img_size"
+    if cfg.model.backbone.type == "efficientvit" and cfg.was_set(key) and cfg.leaf(key) != 384:
+        logger.info("%s has no effect: no weight of EfficientViT depends on the image size", key)

@@ -1,0 +1,1 @@
+"""Joins the rooms: the order of a run, from command line to metric."""

@@ -1,0 +1,305 @@
+"""The hooks of a training run, in the order in which `DefaultTrainer` sets them up.
+
+Timer and loss average come first, so that a checkpoint holds them up to date. The checkpoint comes before the
+evaluation, so that a crash in there loses nothing; a run resumed at that point evaluates first. The writers come last
+and carry it all.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from m2f import distributed
+from m2f.checkpoint.checkpointer import Checkpointer, checkpoint_name
+from m2f.engine.events import Writer, max_memory_mib
+from m2f.engine.train_loop import HookBase
+from m2f.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+HOOK_REGISTRY = Registry(
+    "hook",
+    """`build(name, cfg, trainer)` gives a `HookBase`. The key is `train.hooks`; they act after the default hooks and
+    before the writers.""",
+)
+
+
+class IterationTimer(HookBase):
+    """Scalar "time": seconds of an iteration, hooks not counted."""
+
+    def before_step(self) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def after_step(self) -> None:
+        """Stop it."""
+        self.trainer.storage.put_scalar("time", time.perf_counter() - self._began)
+
+
+class LossAverage(HookBase):
+    """Mean training loss since the last evaluation: the `train_loss` that AutoReduce may watch."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._count = 0
+
+    def after_step(self) -> None:
+        """Add the loss of the step."""
+        self._sum += self.trainer.storage.latest("total_loss")
+        self._count += 1
+
+    def take(self) -> float:
+        """The mean, NaN before the first step; begins anew."""
+        mean = self._sum / self._count if self._count else math.nan
+        self._sum, self._count = 0.0, 0
+        return mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sum and count."""
+        return {"sum": self._sum, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Sum and count."""
+        self._sum, self._count = state["sum"], state["count"]
+
+
+class PeriodicCheckpointer(HookBase):
+    """Saves the training state every `period` iterations and at the end of training.
+
+    Args:
+        checkpointer: where to.
+        period: iterations between two checkpoints.
+        iters_per_epoch: for the epoch in the name.
+        unit: "epoch" names files by epoch, "step" by epoch and iteration.
+        keep: how many checkpoints of this run stay; 0 keeps all.
+    """
+
+    def __init__(
+        self, checkpointer: Checkpointer, period: int, iters_per_epoch: int, unit: Literal["epoch", "step"], keep: int
+    ) -> None:
+        self._checkpointer = checkpointer
+        self._period = period
+        self._iters_per_epoch = iters_per_epoch
+        self._unit = unit
+        self._keep = keep
+        self._names: list[str] = []
+        self._saved_at = -1
+
+    def after_step(self) -> None:
+        """Save where a period ends."""
+        if self.trainer.iteration % self._period == 0:
+            self._save()
+
+    def after_train(self) -> None:
+        """Save the end, which need not close a period."""
+        if self._saved_at != self.trainer.iteration:
+            self._save()
+
+    def _save(self) -> None:
+        iteration = self.trainer.iteration
+        epoch = max(iteration - 1, 0) // self._iters_per_epoch
+        name = checkpoint_name(epoch, iteration if self._unit == "step" else None)
+        self._saved_at = iteration
+        self._names = [*(other for other in self._names if other != name), name]
+        state = self.trainer.training_state()
+        if distributed.is_main():
+            logger.info("saved %s", self._checkpointer.save(name, state))
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        if not self._keep:
+            return
+        old, self._names = self._names[: -self._keep], self._names[-self._keep :]
+        if distributed.is_main():
+            for name in old:
+                self._checkpointer.remove(name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names of the checkpoints that are kept, and when the last was saved."""
+        return {"names": list(self._names), "saved_at": self._saved_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self._names, self._saved_at = list(state["names"]), state["saved_at"]
+
+
+class EvalHook(HookBase):
+    """Evaluates every `period` iterations and at the end of training; its state says which iteration was the last.
+
+    Args:
+        evaluate: gives metrics by name; its result becomes `trainer.evaluation`.
+        period: iterations between two evaluations.
+        loss_average: adds the `train_loss` of the time since the last evaluation.
+        observe: is shown the metrics; a schedule that reduces on a plateau listens.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], dict[str, float]],
+        period: int,
+        loss_average: LossAverage,
+        observe: Callable[[dict[str, float]], None],
+    ) -> None:
+        self._evaluate = evaluate
+        self._period = period
+        self._loss_average = loss_average
+        self._observe = observe
+        self._evaluated_at = 0
+
+    def before_train(self) -> None:
+        """Make up for an evaluation that a killed run still owed."""
+        self._evaluate_if_due()
+
+    def after_step(self) -> None:
+        """Evaluate where a period ends."""
+        self._evaluate_if_due()
+
+    def _evaluate_if_due(self) -> None:
+        iteration = self.trainer.iteration
+        is_due = iteration % self._period == 0 or iteration == self.trainer.max_iters
+        if not is_due or self._evaluated_at == iteration:
+            return
+        metrics = self._evaluate()
+        self._evaluated_at = iteration
+        self.trainer.storage.put_scalars(metrics, smoothed=False)
+        self.trainer.record_evaluation(metrics)
+        self._observe({**metrics, "train_loss": self._loss_average.take()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which iteration was evaluated last."""
+        return {"evaluated_at": self._evaluated_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self._evaluated_at = state["evaluated_at"]
+
+
+class _MetricWatcher(HookBase):
+    """Acts after each evaluation on whether `metric` is better than it ever was.
+
+    Args:
+        metric: a name such as "panoptic/PQ" or "val_loss".
+        mode: "max" where more is better, "min" where less is.
+    """
+
+    def __init__(self, metric: str, mode: Literal["max", "min"]) -> None:
+        self._metric = metric
+        self._sign = 1 if mode == "max" else -1
+        self._best: float | None = None
+
+    def before_train(self) -> None:
+        """Look at an evaluation that was made up for."""
+        self._look()
+
+    def after_step(self) -> None:
+        """Look at the evaluation of this iteration, if there was one."""
+        self._look()
+
+    def _look(self) -> None:
+        evaluation = self.trainer.evaluation
+        if evaluation is None or evaluation.iteration != self.trainer.iteration:
+            return
+        value = evaluation.metrics.get(self._metric)
+        if value is None:
+            there = ", ".join(sorted(evaluation.metrics))
+            raise ValueError(f"train.best_metric: the evaluation has no {self._metric!r}; it has {there}")
+        is_better = not math.isnan(value) and (self._best is None or self._sign * value > self._sign * self._best)
+        if is_better:
+            self._best = float(value)
+        self.act(is_better, value)
+
+    def act(self, is_better: bool, value: float) -> None:
+        """What follows from an evaluation that gave `value`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The best value."""
+        self._best = state["best"]
+
+
+class EarlyStopping(_MetricWatcher):
+    """Ends training after `patience` evaluations in a row without a better metric."""
+
+    def __init__(self, metric: str, mode: Literal["max", "min"], patience: int) -> None:
+        super().__init__(metric, mode)
+        self._patience = patience
+        self._waited = 0
+
+    def act(self, is_better: bool, value: float) -> None:
+        """Count, and stop."""
+        self._waited = 0 if is_better else self._waited + 1
+        if self._waited >= self._patience:
+            self.trainer.stop(f"{self._metric} = {value:.4g} has not passed {self._best} in {self._waited} evaluations")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, and the evaluations since."""
+        return {**super().state_dict(), "waited": self._waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        super().load_state_dict(state)
+        self._waited = state["waited"]
+
+
+class BestCheckpointer(_MetricWatcher):
+    """Saves the training state as the best one, beside the numbered checkpoints and never as the latest."""
+
+    def __init__(self, metric: str, mode: Literal["max", "min"], checkpointer: Checkpointer) -> None:
+        super().__init__(metric, mode)
+        self._checkpointer = checkpointer
+
+    def act(self, is_better: bool, value: float) -> None:
+        """Save what is better."""
+        if not is_better:
+            return
+        state = self.trainer.training_state()
+        if distributed.is_main():
+            logger.info(
+                "%s = %.4g is the best so far: saved %s", self._metric, value, self._checkpointer.save_best(state)
+            )
+
+
+class WritersHook(HookBase):
+    """Carries the storage to the writers: every `period` iterations, after an evaluation, and at the end.
+
+    Args:
+        writers: opens them; called when training begins.
+        period: iterations between two lines of the log.
+    """
+
+    def __init__(self, writers: Callable[[], Sequence[Writer]], period: int) -> None:
+        self._build = writers
+        self._writers: Sequence[Writer] = ()
+        self._period = period
+
+    def before_train(self) -> None:
+        """Open the writers."""
+        self._writers = self._build()
+        if self.trainer.evaluation is not None:  # one that a killed run still owed
+            self._write()
+
+    def after_step(self) -> None:
+        """Tick, and write where a period ends."""
+        for writer in self._writers:
+            writer.tick(self.trainer.storage)
+        iteration, evaluation = self.trainer.iteration, self.trainer.evaluation
+        is_evaluated = evaluation is not None and evaluation.iteration == iteration
+        if iteration % self._period == 0 or is_evaluated or iteration == self.trainer.max_iters:
+            self._write()
+
+    def _write(self) -> None:
+        self.trainer.storage.put_scalar("max_memory_mib", max_memory_mib(), smoothed=False)
+        for writer in self._writers:
+            writer.write(self.trainer.storage)
+
+    def close(self) -> None:
+        """Close the writers."""
+        for writer in self._writers:
+            writer.close()

@@ -1,0 +1,211 @@
+"""What comes before a run: the command line, names resolved, the results folder, the log, the device."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+
+import m2f
+from m2f import distributed
+from m2f.config import CfgNode, SpecError, dump_spec
+from m2f.data.build import DATASET_FORMAT_REGISTRY, DATASET_MAPPER_REGISTRY, SAMPLER_REGISTRY, entries
+from m2f.engine.hooks import HOOK_REGISTRY
+from m2f.evaluation import EVALUATOR_REGISTRY
+from m2f.modeling.build import (
+    BACKBONE_REGISTRY,
+    CRITERION_REGISTRY,
+    META_ARCH_REGISTRY,
+    PIXEL_DECODER_REGISTRY,
+    TRANSFORMER_DECODER_REGISTRY,
+)
+from m2f.registry import Registry
+from m2f.solver.build import OPTIMIZER_REGISTRY, SCHEDULE_REGISTRY
+
+Task = Literal["train", "evaluate"]
+LOG_FILE = "log.txt"
+SPEC_FILE = "spec.yaml"
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `tools/train_net.py`; read them with `parse_intermixed_args`."""
+    parser = argparse.ArgumentParser(
+        description="Train and evaluate Mask2Former from a TAO spec.",
+        epilog="Overrides are full dotted keys: `train.optim.lr 1e-4` or `train.optim.lr=1e-4`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config-file", "-e", "--experiment_spec", metavar="SPEC", help="a TAO mask2former YAML spec")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint (train.resume: auto)")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate a checkpoint, do not train")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="processes, each with one GPU")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that win over the spec")
+    return parser
+
+
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """The flags as overrides, before those the user wrote out."""
+    task = "evaluate" if arguments.eval_only else "train"
+    flags = ["train.resume=auto"] if arguments.resume else []
+    flags += [f"{task}.num_gpus={arguments.num_gpus}"] if arguments.num_gpus is not None else []
+    return flags + list(arguments.overrides)
+
+
+def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
+    """The tasks that are evaluated: `evaluate.tasks`, by default the model's mode."""
+    return tuple(cfg.evaluate.tasks) or (cfg.model.mode,)
+
+
+def resolve_names(cfg: CfgNode, task: Task) -> None:
+    """Look up every registered name of a spec, so that a wrong one stops the run before anything is built or written.
+
+    Raises:
+        SpecError: a name is unknown; the message has the key, and the names there are.
+    """
+    model, data, optim = cfg.model, cfg.dataset, cfg.train.optim
+    rows: list[tuple[str, str, Registry]] = [
+        ("model.meta_architecture", model.meta_architecture, META_ARCH_REGISTRY),
+        ("model.backbone.type", model.backbone.type, BACKBONE_REGISTRY),
+        ("model.sem_seg_head.pixel_decoder", model.sem_seg_head.pixel_decoder, PIXEL_DECODER_REGISTRY),
+        ("model.mask_former.transformer_decoder", model.mask_former.transformer_decoder, TRANSFORMER_DECODER_REGISTRY),
+        ("model.mask_former.criterion", model.mask_former.criterion, CRITERION_REGISTRY),
+        ("dataset.val.type", data.val.type, DATASET_FORMAT_REGISTRY),
+        ("dataset.val.mapper", data.val.mapper, DATASET_MAPPER_REGISTRY),
+        *(("evaluate.tasks", name, EVALUATOR_REGISTRY) for name in tasks_of(cfg)),
+        *(("evaluate.evaluators", name, EVALUATOR_REGISTRY) for name in cfg.evaluate.evaluators),
+    ]
+    if task == "train":
+        rows += [
+            ("dataset.train.type", data.train.type, DATASET_FORMAT_REGISTRY),
+            ("dataset.train.mapper", data.train.mapper, DATASET_MAPPER_REGISTRY),
+            ("dataset.train.sampler", data.train.sampler, SAMPLER_REGISTRY),
+            ("train.optim.type", optim.type, OPTIMIZER_REGISTRY),
+            ("train.optim.lr_scheduler", optim.lr_scheduler, SCHEDULE_REGISTRY),
+            *(("train.hooks", name, HOOK_REGISTRY) for name in cfg.train.hooks),
+        ]
+    for key, name, registry in rows:
+        _explain(cfg, key, lambda name=name, registry=registry: registry.get(name))
+    if task == "train":
+        _explain(cfg, "dataset.train", lambda: entries(cfg, "train"))
+    if evaluates(cfg) or task == "evaluate":
+        key = "evaluate.datasets" if cfg.evaluate.datasets else "dataset.val"
+        _explain(cfg, key, lambda: entries(cfg, "val", cfg.evaluate.datasets))
+
+
+def _explain(cfg: CfgNode, key: str, look_up: Callable[[], Any]) -> None:
+    try:
+        look_up()
+    except (KeyError, ValueError) as error:
+        source = f"{cfg.source(key)}: " if cfg.was_set(key) else ""
+        raise SpecError(f"{source}{key}: {error.args[0]}") from error
+
+
+def evaluates(cfg: CfgNode) -> bool:
+    """Whether the spec names something to evaluate on."""
+    val = cfg.dataset.val
+    paths = (val.name, val.panoptic_json, val.instance_json, val.annot_file, val.img_dir, val.mask_dir)
+    return bool(cfg.evaluate.datasets) or any(paths)
+
+
+def task_directory(cfg: CfgNode, task: Task) -> Path:
+    """Where a task writes: `<task>.results_dir`, else `<results_dir>/<task>`; an empty results_dir is ./results."""
+    return Path(cfg[task].results_dir or Path(cfg.results_dir or "results") / task)
+
+
+def prepare_directory(cfg: CfgNode, task: Task) -> Path:
+    """Make the results folder of a task and save the resolved spec in it.
+
+    Raises:
+        SpecError: the folder cannot be written to.
+    """
+    directory = task_directory(cfg, task)
+    if not distributed.is_main():
+        return directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / f"{SPEC_FILE}.tmp"
+        partial.write_text(dump_spec(cfg))
+        os.replace(partial, directory / SPEC_FILE)
+    except OSError as error:
+        raise SpecError(
+            f"the results folder {directory} cannot be written to: {error}; set results_dir or {task}.results_dir"
+        ) from error
+    return directory
+
+
+def setup_logging(directory: Path | None) -> None:
+    """Let m2f speak on standard output and, with tracebacks, into `<directory>/log.txt`.
+
+    A second call replaces the first.
+
+    Args:
+        directory: of the log file; None: the console alone.
+    """
+    root = logging.getLogger("m2f")
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.DEBUG)
+    root.propagate = False
+    rank = distributed.rank()
+    if rank == 0:
+        _add_handler(root, logging.StreamHandler(sys.stdout), logging.INFO, "%(asctime)s %(message)s")
+    if directory is not None:
+        name = LOG_FILE if rank == 0 else f"{LOG_FILE}.rank{rank}"
+        directory.mkdir(parents=True, exist_ok=True)
+        layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        _add_handler(root, logging.FileHandler(directory / name), logging.DEBUG, layout)
+
+
+def _add_handler(root: logging.Logger, handler: logging.Handler, level: int, layout: str) -> None:
+    handler.setLevel(level)
+    handler.setFormatter(logging.Formatter(layout, datefmt="%Y-%m-%d %H:%M:%S"))
+    root.addHandler(handler)
+
+
+def build_device(cfg: CfgNode, task: Task) -> torch.device:
+    """The device of this process, as `device` and the task's `gpu_ids` have it.
+
+    Raises:
+        ValueError: CUDA is asked for and not there, or has no device of that number.
+    """
+    if cfg.device == "cpu" or (cfg.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: {cfg.device!r} is not available on this machine; set device: auto or cpu")
+    number, there = cfg[task].gpu_ids[distributed.rank()], torch.cuda.device_count()
+    if not 0 <= number < there:
+        raise ValueError(f"{task}.gpu_ids: there is no GPU {number}; this machine has 0 to {there - 1}")
+    return torch.device("cuda", number)
+
+
+def setup_cudnn(cfg: CfgNode) -> None:
+    """Hand `train.cudnn` to the library."""
+    torch.backends.cudnn.benchmark = cfg.train.cudnn.benchmark
+    torch.backends.cudnn.deterministic = cfg.train.cudnn.deterministic
+
+
+def log_environment(arguments: Sequence[str], device: torch.device) -> None:
+    """Say what runs, where."""
+    cuda = (
+        f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    )
+    logger.info("command line: %s", " ".join(arguments))
+    logger.info(
+        "m2f %s, Python %s, torch %s, torchvision %s, %s, device %s%s",
+        m2f.__version__,
+        platform.python_version(),
+        torch.__version__,
+        torchvision.__version__,
+        platform.platform(),
+        device,
+        cuda,
+    )

@@ -1,0 +1,1 @@
+"""Mathematics: formulas and kernels that know neither cfg nor registries."""
