@@ -37,7 +37,16 @@ setup(
     ],
     extras_require={
         # panopticapi-lite pins an old numpy, so the test command installs it with --no-deps.
-        "dev": ["pytest>=8", "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "transformers>=4.45", "faster-coco-eval>=1.6"],
+        "dev": [
+            "pytest>=8",
+            "ruff==0.17.6",
+            "mypy==2.4.1",
+            "types-PyYAML",
+            "types-tqdm",
+            "transformers>=4.45",
+            "faster-coco-eval>=1.6",
+            "hotcoco>=1.0",
+        ],
         "export": [ONNX_RUNTIME],
         "cityscapes": ["cityscapesscripts>=2.2"],
         "fast": ["hotcoco>=1.0"],

@@ -13,7 +13,7 @@ from typing import Any
 from fvcore.common.registry import Registry as _FvcoreRegistry
 
 
-class Registry(_FvcoreRegistry):  # type: ignore[misc]  # fvcore ships no types
+class Registry(_FvcoreRegistry):
     """A named set of components, filled by decorators at import.
 
     Args:
@@ -25,7 +25,7 @@ class Registry(_FvcoreRegistry):  # type: ignore[misc]  # fvcore ships no types
         super().__init__(name)
         self.__doc__ = contract
 
-    def register(self, name: str | None = None) -> Callable[[Any], Any]:  # type: ignore[override]
+    def register(self, name: str | None = None) -> Callable[[Any], Any]:
         """Decorate a class or function with its registered name (default: its own name).
 
         Raises:
@@ -51,7 +51,7 @@ class Registry(_FvcoreRegistry):  # type: ignore[misc]  # fvcore ships no types
         if name in self._obj_map:
             return self._obj_map[name]
         near = difflib.get_close_matches(name, self._obj_map, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise KeyError(f"unknown {self._name} {name!r}{hint} Registered: {', '.join(sorted(self._obj_map)) or 'none'}")
 
     def build(self, name: str, cfg: Any, *context: Any) -> Any:

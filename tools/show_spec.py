@@ -13,7 +13,9 @@ from m2f.config import SpecError, diff_spec, dump_spec, load_spec
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 2 is the user's mistake."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-e", "--config-file", "--experiment_spec", dest="spec", help="the YAML spec; none: the defaults")
+    parser.add_argument(
+        "-e", "--config-file", "--experiment_spec", dest="spec", help="the YAML spec; none: the defaults"
+    )
     parser.add_argument("--diff", action="store_true", help="only what differs from the defaults")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides, also as KEY VALUE")
     args = parser.parse_intermixed_args(argv)

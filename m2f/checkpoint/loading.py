@@ -98,15 +98,15 @@ def load_weights(
     """
     if part is not None and part not in PARTS:
         raise ValueError(f"part is {part!r}; it is one of {', '.join(PARTS)}")
-    source, state, scheme = _open(weights)
     own = model.state_dict()
+    source, state, scheme = _open(weights, own)
     if part is not None:
         own = _of_part(own, part)
         state = _of_part(state, part)
         if not state:
             raise ValueError(f"{source} holds no weights of the {part}")
     fitting = _fitting(own, state, source)
-    _refuse_unloaded_parts(own, state, fitting, source)
+    _refuse_unloaded_parts(own, state, source)
     model.load_state_dict(fitting, strict=False)
     return LoadReport(
         source=source,
@@ -117,12 +117,15 @@ def load_weights(
     )
 
 
-def _open(weights: str | Path | Mapping[str, Tensor]) -> tuple[str, State, str]:
-    if isinstance(weights, Mapping):
-        state, scheme = to_m2f(weights)
-        return "a state dict", state, scheme
-    state, info = read_state(weights)
-    return str(weights), state, info["scheme"]
+def _open(weights: str | Path | Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, State, str]:
+    """Where the weights come from, the weights under m2f's names, and the scheme they had."""
+    if not isinstance(weights, Mapping):
+        state, info = read_state(weights)
+        return str(weights), state, info["scheme"]
+    if weights.keys() <= own.keys():  # ours, whatever a project's model calls its parts
+        return "a state dict", dict(weights), "m2f"
+    state, scheme = to_m2f(weights)
+    return "a state dict", state, scheme
 
 
 def _read(path: Path) -> Any:
@@ -182,16 +185,15 @@ def _fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
     return fitting
 
 
-def _refuse_unloaded_parts(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], fitting: Mapping[str, Tensor], source: str
-) -> None:
-    if not fitting:
+def _refuse_unloaded_parts(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """A part that the file holds under names the model does not have is another network."""
+    if not own.keys() & state.keys():
         raise ValueError(f"{source}: no weight has a name of the model; first names: {', '.join(list(state)[:3])}")
     for part in PARTS:
-        wanted, found = _of_part(own, part), _of_part(fitting, part)
-        if _of_part(state, part) and 2 * len(found) < len(wanted):
-            missing = [name for name in wanted if name not in found]
+        wanted, found = _of_part(own, part), _of_part(state, part)
+        missing = [name for name in wanted if name not in found]
+        if found and 2 * len(missing) > len(wanted):
             raise ValueError(
-                f"{source}: holds a {part}, but only {len(found)} of the model's {len(wanted)} tensors there; "
-                f"missing {', '.join(missing[:3])} ... The weights belong to another {part}"
+                f"{source}: holds a {part}, but only {len(wanted) - len(missing)} of the model's {len(wanted)} tensors "
+                f"there; missing {', '.join(missing[:3])} ... The weights belong to another {part}"
             )

@@ -55,6 +55,7 @@ def _add_model(model: CN) -> None:
 
 
 def _add_dataset(data: CN) -> None:
+    data.root_dir = ""  # root_dir of the splits that have none of their own
     data.zero_is_ignore = True  # `ade` masks: 0 = unlabelled and classes from 1; False: 0 is the first class
     data.ignore_label = 255  # mask value that counts neither in loss nor in metric
     for split in ("train", "val", "test"):

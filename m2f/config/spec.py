@@ -147,7 +147,7 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     words = list(overrides)
     while words:
         word = words.pop(0)
-        if re.match(r"[\w.]+=", word):
+        if re.match(r"[\w.]*=", word):
             key, _, text = word.partition("=")
         else:
             key = word

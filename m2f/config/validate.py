@@ -141,6 +141,7 @@ def _check_backbone(cfg: CfgNode) -> None:
     for name in ("swin", "efficientvit", "resnet"):
         if cfg.model.backbone.type == name:
             _check_features(cfg, f"model.backbone.{name}")
+            _check_strides(cfg, f"model.backbone.{name}")
 
 
 def _check_features(cfg: CfgNode, section: str) -> None:
@@ -152,6 +153,20 @@ def _check_features(cfg: CfgNode, section: str) -> None:
     if missing:
         problem = f"{', '.join(missing)} does not leave the backbone ({section}.out_features and out_indices)"
         _fail(cfg, key, problem, others=[f"{section}.out_features", f"{section}.out_indices"])
+
+
+def _check_strides(cfg: CfgNode, section: str) -> None:
+    """Both pixel decoders start at a feature map of `common_stride` and need three maps of that stride or coarser."""
+    node = cfg.leaf(section)
+    first = node.get("patch_size", 4)
+    given = _in_both(node.out_features, node.get("out_indices", (0, 1, 2, 3)))
+    strides = [first * 2**stage for stage, name in enumerate(rules.STAGES) if name in given]
+    key = "model.sem_seg_head.common_stride"
+    others = [f"{section}.out_features", f"{section}.out_indices", f"{section}.patch_size"]
+    if cfg.leaf(key) not in strides:
+        _fail(cfg, key, f"the feature maps of the backbone have the strides {strides}", others=others)
+    if sum(stride >= cfg.leaf(key) for stride in strides) < 3:
+        _fail(cfg, key, "the decoder needs three feature maps of that stride or coarser", others=others)
 
 
 def _in_both(features: Iterable[str], indices: Iterable[int]) -> set[str]:

@@ -117,6 +117,7 @@ def _from_paths(cfg: Any, split: str) -> DatasetEntry:
     node, data = cfg.dataset[split], cfg.dataset
     DATASET_FORMAT_REGISTRY.get(node.type)
     annotation_key, annotations = _annotation_file(node, split)
+    root = node.root_dir or data.root_dir
     chosen = {
         "annotations": (annotation_key, annotations),
         "image_dir": ("img_dir", node.img_dir),

@@ -25,29 +25,26 @@ _EVAL_SEED = 0
 
 
 class TrainLoader:
-    """Endless batches of this rank.
+    """Endless batches of this rank. With each, all ranks together consume batch size x ranks samples.
 
     Args:
-        batches: the loader of batches from `position` on.
-        position: samples that all ranks together consumed before.
-        step: samples that all ranks together consume with a batch.
-
-    Attributes:
-        position: as above, counting the batches handed out since: save it, and pass it as `start` to go on.
+        batches: the loader behind it.
     """
 
-    def __init__(self, batches: DataLoader[Any], position: int, step: int) -> None:
-        self._batches, self._step = batches, step
-        self.position = position
+    def __init__(self, batches: DataLoader[Any]) -> None:
+        self._batches = batches
 
     def __iter__(self) -> Iterator[list[ModelInput]]:
-        for batch in self._batches:
-            self.position += self._step
-            yield _checked(batch)
+        return (_checked(batch) for batch in self._batches)
 
 
 class EvalLoader:
-    """This rank's exact share in order; the last batch may be smaller. `len` is the number of batches."""
+    """This rank's exact share in order; the last batch may be smaller. `len` is the number of batches.
+
+    Args:
+        batches: the loader behind it.
+        num_images: images of this rank's share.
+    """
 
     def __init__(self, batches: DataLoader[Any], num_images: int) -> None:
         self._batches = batches
@@ -85,7 +82,7 @@ def build_train_loader(cfg: Any, dataset: LoadedDataset, start: int = 0, seed: i
         batch_size=node.batch_size,
         num_workers=node.num_workers,
     )
-    return TrainLoader(batches, start, node.batch_size * world_size())
+    return TrainLoader(batches)
 
 
 def build_eval_loader(
@@ -136,9 +133,10 @@ class _DrawStream:
 
 @dataclass(frozen=True)
 class _Failure:
-    """A user's mistake met in a worker, on its way to the main process."""
+    """A user's mistake met in a worker, on its way to the main process: words, no traceback to hold on to it."""
 
-    error: Exception
+    kind: type[Exception]
+    message: str
 
 
 class _MappedDraws(Dataset[Any]):
@@ -153,8 +151,10 @@ class _MappedDraws(Dataset[Any]):
     def __getitem__(self, draw: Draw) -> ModelInput | _Failure:
         try:
             return self._sample(draw)
+        except FileNotFoundError as error:
+            return _Failure(FileNotFoundError, str(error))
         except (ValueError, OSError) as error:
-            return _Failure(error)
+            return _Failure(ValueError, str(error))
 
     def _sample(self, draw: Draw) -> ModelInput:
         sample = self._mapped(self.records[draw.index], np.random.default_rng([self.seed, draw.position]))
@@ -187,7 +187,7 @@ def _checked(batch: list[ModelInput | _Failure]) -> list[ModelInput]:
     samples: list[ModelInput] = []
     for sample in batch:
         if isinstance(sample, _Failure):
-            raise sample.error
+            raise sample.kind(sample.message)
         samples.append(sample)
     return samples
 

@@ -1,8 +1,8 @@
 """The hooks of a training run, in the order in which `DefaultTrainer` sets them up.
 
-Timer and loss average come first, so that a checkpoint holds them up to date. The checkpoint comes before the
-evaluation, so that a crash in there loses nothing; a run resumed at that point evaluates first. The writers come last
-and carry it all.
+Timer, loss average and the hooks of `train.hooks` come first, so that a checkpoint holds what they did in its last
+iteration. The checkpoint comes before the evaluation, so that a crash in there loses nothing; a run resumed at that
+point evaluates first. Whoever acts on metrics does so in `after_evaluation`. The writers come last and carry it all.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 from m2f import distributed
 from m2f.checkpoint.checkpointer import Checkpointer, checkpoint_name
-from m2f.engine.events import Writer, max_memory_mib
+from m2f.engine.events import max_memory_mib
 from m2f.engine.train_loop import HookBase
 from m2f.registry import Registry
 
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 HOOK_REGISTRY = Registry(
     "hook",
-    """`build(name, cfg, trainer)` gives a `HookBase`. The key is `train.hooks`; they act after the default hooks and
-    before the writers.""",
+    """`build(name, cfg, trainer)` gives a `HookBase`. The key is `train.hooks`; they act before the checkpoint, which
+    holds their state.""",
 )
 
 
@@ -191,22 +191,11 @@ class _MetricWatcher(HookBase):
         self._sign = 1 if mode == "max" else -1
         self._best: float | None = None
 
-    def before_train(self) -> None:
-        """Look at an evaluation that was made up for."""
-        self._look()
-
-    def after_step(self) -> None:
-        """Look at the evaluation of this iteration, if there was one."""
-        self._look()
-
-    def _look(self) -> None:
-        evaluation = self.trainer.evaluation
-        if evaluation is None or evaluation.iteration != self.trainer.iteration:
-            return
-        value = evaluation.metrics.get(self._metric)
-        if value is None:
-            there = ", ".join(sorted(evaluation.metrics))
-            raise ValueError(f"train.best_metric: the evaluation has no {self._metric!r}; it has {there}")
+    def after_evaluation(self, metrics: dict[str, float]) -> None:
+        """Compare with the best."""
+        if self._metric not in metrics:
+            raise ValueError(f"train.best_metric is {self._metric!r}; an evaluation has {', '.join(sorted(metrics))}")
+        value = metrics[self._metric]
         is_better = not math.isnan(value) and (self._best is None or self._sign * value > self._sign * self._best)
         if is_better:
             self._best = float(value)
@@ -267,39 +256,36 @@ class BestCheckpointer(_MetricWatcher):
 
 
 class WritersHook(HookBase):
-    """Carries the storage to the writers: every `period` iterations, after an evaluation, and at the end.
+    """Carries the storage to `trainer.writers`: every `period` iterations, after an evaluation, and at the end."""
 
-    Args:
-        writers: opens them; called when training begins.
-        period: iterations between two lines of the log.
-    """
-
-    def __init__(self, writers: Callable[[], Sequence[Writer]], period: int) -> None:
-        self._build = writers
-        self._writers: Sequence[Writer] = ()
+    def __init__(self, period: int) -> None:
         self._period = period
+        self._has_news = False
 
     def before_train(self) -> None:
-        """Open the writers."""
-        self._writers = self._build()
-        if self.trainer.evaluation is not None:  # one that a killed run still owed
+        """Write an evaluation that was made up for."""
+        if self._has_news:
             self._write()
+
+    def after_evaluation(self, metrics: dict[str, float]) -> None:  # noqa: ARG002 - the storage has them
+        """Write at the next moment, whatever the period."""
+        self._has_news = True
 
     def after_step(self) -> None:
         """Tick, and write where a period ends."""
-        for writer in self._writers:
+        for writer in self.trainer.writers:
             writer.tick(self.trainer.storage)
-        iteration, evaluation = self.trainer.iteration, self.trainer.evaluation
-        is_evaluated = evaluation is not None and evaluation.iteration == iteration
-        if iteration % self._period == 0 or is_evaluated or iteration == self.trainer.max_iters:
+        iteration = self.trainer.iteration
+        if self._has_news or iteration % self._period == 0 or iteration == self.trainer.max_iters:
             self._write()
 
     def _write(self) -> None:
+        self._has_news = False
         self.trainer.storage.put_scalar("max_memory_mib", max_memory_mib(), smoothed=False)
-        for writer in self._writers:
+        for writer in self.trainer.writers:
             writer.write(self.trainer.storage)
 
     def close(self) -> None:
         """Close the writers."""
-        for writer in self._writers:
+        for writer in self.trainer.writers:
             writer.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,6 @@ def training_state(trainer: Any) -> dict[str, Any]:
         "spec": dump_spec(trainer.cfg),
         "metadata": trainer.metadata.to_dict(),
         "m2f_version": m2f.__version__,
-        "architecture": fingerprint(trainer.model),
     }
 
 
@@ -99,12 +97,6 @@ def restore(trainer: Any, path: Path, state: dict[str, Any]) -> None:
     logger.info("resuming from %s after %d of %d iterations", path, trainer.iteration, trainer.max_iters)
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of the names and shapes of a model's state."""
-    rows = [f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
-
-
 def require_training_checkpoint(state: dict[str, Any], path: object) -> None:
     """Refuse a file that holds weights alone.
 
@@ -126,20 +118,23 @@ def require_same_architecture(model: nn.Module, state: dict[str, Any], cfg: CfgN
         ValueError: names, shapes or structural keys differ; the message has the first differences.
     """
     here, there = model.state_dict(), state["model"]
-    lines = [f"{name} is {_shape(there, name)} there and {_shape(here, name)} here" for name in _changed(here, there)]
-    if state.get("architecture") == fingerprint(model):
-        lines = []  # the common case, without a walk over the tensors
-    lines += [
+    lines = [
         f"{key} is {old!r} there and {new!r} here"
         for key, old, new in _differences(state, cfg)
-        if key in STRUCTURAL_KEYS
+        if key in STRUCTURAL_KEYS and not _is_of_another_backbone(key, cfg)
     ]
+    lines += [f"{name} is {_shape(there, name)} there and {_shape(here, name)} here" for name in _changed(here, there)]
     if lines:
         more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         raise ValueError(
             f"checkpoint {path} is of another architecture: {'; '.join(lines[:SHOWN])}{more}. "
             "Use the same model section, another train.results_dir, or train.resume: never"
         )
+
+
+def _is_of_another_backbone(key: str, cfg: CfgNode) -> bool:
+    sections = key.split(".")[:-1]
+    return len(sections) == 3 and sections[1] == "backbone" and sections[2] != cfg.model.backbone.type
 
 
 def _changed(here: dict[str, Tensor], there: dict[str, Tensor]) -> list[str]:

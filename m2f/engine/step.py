@@ -67,7 +67,10 @@ class TrainStep:
         """
         num_masks = self._num_masks(batches)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = [self._forward_backward(batch, num_masks, 1 / len(batches)) for batch in batches]
+        try:
+            parts = [self._forward_backward(batch, num_masks, 1 / len(batches)) for batch in batches]
+        except FloatingPointError as error:  # the matcher's, which sees it first
+            raise FloatingPointError(f"{error}; {self._circumstances(batches)}") from error
         after_backward()
         self.scaler.unscale_(self.optimizer)
         gradient_norm = float(self.clip(p for p in self.model.parameters() if p.requires_grad))
@@ -108,8 +111,11 @@ class TrainStep:
         if math.isfinite(result.total_loss) and (math.isfinite(result.gradient_norm) or not gradients_matter):
             return
         losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items())
-        files = ", ".join(str(sample.get("file_name", "?")) for batch in batches for sample in batch)
         raise FloatingPointError(
-            f"loss or gradient is not finite: total loss {result.total_loss}, gradient norm {result.gradient_norm}, "
-            f"learning rate {self.schedule.lr:.4g}; {losses}; images: {files}"
+            f"loss or gradient is not finite: total loss {result.total_loss}, gradient norm {result.gradient_norm}; "
+            f"{losses}; {self._circumstances(batches)}"
         )
+
+    def _circumstances(self, batches: Sequence[list[ModelInput]]) -> str:
+        files = ", ".join(str(sample.get("file_name", "?")) for batch in batches for sample in batch)
+        return f"learning rate {self.schedule.lr:.4g}; images: {files}"

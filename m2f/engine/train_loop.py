@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from m2f.engine.events import EventStorage
 
@@ -32,6 +32,13 @@ class HookBase:
     def after_step(self) -> None:
         """After each step, which `trainer.iteration` now counts."""
 
+    def after_evaluation(self, metrics: dict[str, float]) -> None:
+        """After each evaluation, of the model as it is after `trainer.iteration` iterations.
+
+        A run that was killed between a checkpoint and the evaluation that follows it evaluates first when resumed, so
+        this moment comes before its first step then.
+        """
+
     def after_train(self) -> None:
         """Once, when training came to its end; not after a crash."""
 
@@ -46,6 +53,13 @@ class HookBase:
         """Take back what `state_dict` gave."""
 
 
+class Evaluation(NamedTuple):
+    """The last evaluation of a run."""
+
+    iteration: int  # finished iterations when it was made
+    metrics: dict[str, float]
+
+
 class TrainerBase:
     """Steps until `max_iters` are finished or somebody calls `stop`.
 
@@ -54,6 +68,7 @@ class TrainerBase:
         max_iters: where training ends.
         storage: the numbers of the run; its `iteration` is the one that runs, counted from 0.
         stopped: why training ends early; empty while it goes on.
+        evaluation: the last one; None before the first.
     """
 
     def __init__(self, max_iters: int = 0) -> None:
@@ -61,6 +76,7 @@ class TrainerBase:
         self.max_iters = max_iters
         self.storage = EventStorage()
         self.stopped = ""
+        self.evaluation: Evaluation | None = None
         self.hooks: list[HookBase] = []
 
     def register_hooks(self, hooks: Sequence[HookBase]) -> None:
@@ -92,9 +108,14 @@ class TrainerBase:
         self.stopped = reason
         logger.info("training ends early after %d iterations: %s", self.iteration, reason)
 
-    def _tell(self, moment: str) -> None:
+    def record_evaluation(self, metrics: dict[str, float]) -> None:
+        """Remember an evaluation of the model as it is, and tell the hooks."""
+        self.evaluation = Evaluation(self.iteration, metrics)
+        self._tell("after_evaluation", metrics)
+
+    def _tell(self, moment: str, *what: Any) -> None:
         for hook in self.hooks:
-            getattr(hook, moment)()
+            getattr(hook, moment)(*what)
 
     def hook_states(self) -> dict[str, dict[str, Any]]:
         """State of every hook that has one; a second hook of a class is `<class>#2`."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,13 +46,6 @@ from m2f.structures.sample import ModelInput
 logger = logging.getLogger(__name__)
 
 
-class Evaluation(NamedTuple):
-    """The last evaluation of a run."""
-
-    iteration: int  # finished iterations when it was made
-    metrics: dict[str, float]
-
-
 class DefaultTrainer(TrainerBase):
     """A training run, or the evaluation of its checkpoint, as a spec has it.
 
@@ -63,7 +56,6 @@ class DefaultTrainer(TrainerBase):
     Attributes:
         seed: of this run; a negative `train.seed` draws a fresh one.
         position: training samples that all processes together have consumed.
-        evaluation: the last one; None before the first.
         random_state: where the generators of this process go on when training begins; None: where they are.
     """
 
@@ -75,7 +67,6 @@ class DefaultTrainer(TrainerBase):
         self.device = build_device(cfg, task)
         self.seed = cfg.train.seed if cfg.train.seed >= 0 else distributed.shared_seed()
         self.position = 0
-        self.evaluation: Evaluation | None = None
         self.random_state: dict[str, Any] | None = None
         setup_cudnn(cfg)
         seed_everything(self.seed + distributed.rank())
@@ -185,6 +176,7 @@ class DefaultTrainer(TrainerBase):
         train, horizon = self.cfg.train, self.horizon
         average = LossAverage()
         hooks: list[HookBase] = [IterationTimer(), average]
+        hooks += [HOOK_REGISTRY.build(name, self.cfg, self) for name in train.hooks]
         if not train.is_dry_run:
             unit, keep = train.checkpoint_interval_unit, train.keep_checkpoints
             saved = PeriodicCheckpointer(
@@ -193,8 +185,7 @@ class DefaultTrainer(TrainerBase):
             hooks.append(saved)
         hooks.append(EvalHook(self._metrics, horizon.validation_period, average, self.schedule.observe))
         hooks += self._watchers() if not train.is_dry_run else []
-        hooks += [HOOK_REGISTRY.build(name, self.cfg, self) for name in train.hooks]
-        return [*hooks, WritersHook(lambda: self.writers, train.log_interval)]
+        return [*hooks, WritersHook(train.log_interval)]
 
     def build_writers(self) -> list[Writer]:
         """Console, metrics.json, TensorBoard and status.json."""
@@ -220,7 +211,11 @@ class DefaultTrainer(TrainerBase):
         self.model.train()
         if self.random_state is not None:
             set_random_state(self.random_state)
-        super().train()
+        try:
+            super().train()
+        finally:
+            # Now, by reference count: found later by the cyclic collector, workers take five seconds each to stop.
+            del self._batches
 
     def run_step(self) -> None:
         """Fetch the micro-batches and take one step with them."""
@@ -258,10 +253,6 @@ class DefaultTrainer(TrainerBase):
                     for name, picture in keeper.pictures.items():
                         writer.add_image(name, picture, max(self.iteration - 1, 0))
         return results
-
-    def record_evaluation(self, metrics: dict[str, float]) -> None:
-        """Remember the metrics of the model as it is, for hooks."""
-        self.evaluation = Evaluation(self.iteration, metrics)
 
     def _metrics(self) -> dict[str, float]:
         return flat_metrics(self.evaluate())

@@ -54,12 +54,8 @@ class MaskPrediction:
         return logits.view(*logits.shape[:2], *self.mask_features.shape[2:])
 
     def at_points(self, points: Tensor) -> Tensor:
-        """Logits (B, Q, P) at points (B, P, 2), without a dense mask; for many layers see `logits_at_points`."""
-        return self.at_samples(sample_points(self.mask_features, points))
-
-    def at_samples(self, samples: Tensor) -> Tensor:
-        """Logits (B, Q, P) from `sample_points(mask_features, points)` (B, C, P), taken once for all layers."""
-        return _product(self.mask_embed, samples)
+        """Logits (B, Q, P) at points (B, P, 2), without a dense mask; for all layers at once see `stack_queries`."""
+        return _product(self.mask_embed, sample_points(self.mask_features, points))
 
     def blocked(self, level_features: Tensor) -> Tensor:
         """Where each query may not look at a level: outside its own mask.
@@ -83,42 +79,6 @@ def resize_features(mask_features: Tensor, sizes: Sequence[tuple[int, int]]) -> 
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     with torch.autocast(features.device.type, enabled=False):
         return [F.interpolate(features, size=size, mode="bilinear", align_corners=False) for size in sizes]
-
-
-def logits_at_points(predictions: Sequence[MaskPrediction], points: Tensor) -> Tensor:
-    """Logits of all queries of all layers at shared points; the features are sampled once.
-
-    Args:
-        predictions: L of them, with the same `mask_features`.
-        points: (B, P, 2), shared by the queries of an image.
-
-    Returns:
-        (L, B, Q, P) float32.
-    """
-    samples = sample_points(predictions[0].mask_features, points)
-    embed = torch.stack([prediction.mask_embed for prediction in predictions], dim=1)  # (B, L, Q, C)
-    # All layers as one long list of queries: a product that broadcasts over layers would copy the samples L times.
-    return _product(embed.flatten(1, 2), samples).view(*embed.shape[:3], -1).transpose(0, 1)
-
-
-def matched_mask_logits(predictions: Sequence[MaskPrediction], queries: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Dense logits of the matched queries only, one matrix product per image for all layers together.
-
-    Args:
-        predictions: L of them, with the same `mask_features`.
-        queries: `queries[image][layer]` = (n,) indices of that image's matched queries at that layer.
-
-    Returns:
-        (N, h, w) float32, N the number of indices; image by image, within an image layer by layer, in the given order.
-        Per-mask points: `sample_points(logits.unsqueeze(1), points).squeeze(1)` with points (N, P, 2).
-    """
-    features = predictions[0].mask_features
-    rows: list[Tensor] = []
-    for image, per_layer in enumerate(queries):
-        embed = torch.cat([p.mask_embed[image][index] for p, index in zip(predictions, per_layer, strict=True)])
-        rows.append(_product(embed, features[image].flatten(1)))
-    logits = torch.cat(rows)
-    return logits.view(len(logits), *features.shape[2:])
 
 
 def stack_queries(predictions: Sequence[MaskPrediction]) -> MaskPrediction:

@@ -134,7 +134,7 @@ class MaskCriterion(nn.Module):
         labels[pairs.image, pairs.query] = batch.labels[pairs.target]
         entropy = F.cross_entropy(class_logits.mT, labels, self.class_weights, reduction="none")  # (B, L * Q)
         weight = self.class_weights[labels]
-        total, norm = (value.unflatten(1, (layers, -1)).sum(dim=(0, 2)) for value in (entropy, weight))
+        total, norm = (value.view(len(labels), layers, -1).sum(dim=(0, 2)) for value in (entropy, weight))
         return total / norm.clamp(min=torch.finfo(norm.dtype).tiny)
 
     def _mask_losses(
@@ -144,7 +144,9 @@ class MaskCriterion(nn.Module):
         if len(pairs.query) == 0:  # zero, but still a function of everything that masks are made of
             zero = 0 * (stacked.mask_embed.float().sum() + stacked.mask_features.float().sum())
             return zero.expand(layers), zero.expand(layers)
-        dense = torch.cat([stacked.mask_logits(i, query) for i, query in enumerate(pairs.query.split(pairs.per_image))])
+        dense = torch.cat(
+            [stacked.mask_logits(i, query) for i, query in enumerate(torch.split(pairs.query, pairs.per_image))]
+        )
         points = torch.cat(list(self._loss_points(dense.detach())))
         logits = sample_points(dense.unsqueeze(1), points).squeeze(1)
         truth, weights = batch.masks_at(pairs.target, points), batch.weights_at(pairs.image, points)
@@ -153,7 +155,7 @@ class MaskCriterion(nn.Module):
 
     def _loss_points(self, dense: Tensor) -> Iterator[Tensor]:
         """Points (R', P, 2) of a few masks (R', h, w) at a time."""
-        for masks in dense.split(_MASKS_AT_A_TIME):
+        for masks in torch.split(dense, _MASKS_AT_A_TIME):
 
             def logits_at(points: Tensor, masks: Tensor = masks) -> Tensor:
                 return sample_points(masks.unsqueeze(1), points).squeeze(1)

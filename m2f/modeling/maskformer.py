@@ -120,7 +120,8 @@ class MaskFormer(nn.Module):
         if num_masks is None:
             count = torch.tensor(float(sum(len(target.labels) for target in targets)), device=self.device)
             num_masks = max(1.0, float(distributed.all_reduce_mean(count)))
-        return self.criterion(self.layers(batch.tensor), targets, num_masks)
+        losses: dict[str, Tensor] = self.criterion(self.layers(batch.tensor), targets, num_masks)
+        return losses
 
     @torch.no_grad()
     def predict(self, inputs: Sequence[ModelInput]) -> list[ModelOutput]:
@@ -137,7 +138,8 @@ class MaskFormer(nn.Module):
     def layers(self, images: Tensor) -> list[MaskPrediction]:
         """Predictions of the bare queries and of every layer, for normalised and padded images (B, 3, H, W)."""
         pixels = self.pixel_decoder(self.backbone(images))
-        return self.transformer_decoder(pixels.multi_scale, pixels.mask_features)
+        predictions: list[MaskPrediction] = self.transformer_decoder(pixels.multi_scale, pixels.mask_features)
+        return predictions
 
     def preprocess(self, inputs: Sequence[ModelInput]) -> ImageBatch:
         """Images on the model's device, normalised, then padded with zeros."""

@@ -44,7 +44,7 @@ def class_cost(class_logits: Tensor, labels: Tensor) -> Tensor:
 def mask_cost(mask_logits: Tensor, target_masks: Tensor, weights: Tensor) -> Tensor:
     """Pairwise binary cross-entropy, averaged over the points that count.
 
-    The entropy of logit x against truth t is softplus(x) - x t: the first term knows no target, the second is a product.
+    The entropy of logit x against truth t is softplus(x) - x t: one term knows no target, the other is a product.
 
     Args:
         mask_logits: (B, Q, P) before the sigmoid.
@@ -110,10 +110,10 @@ class HungarianMatcher:
         if max(targets.counts) == 0:
             nothing = torch.zeros(0, dtype=torch.int64)
             return [[(nothing, nothing) for _ in targets.counts] for _ in range(layers)]
-        costs = self._costs(stacked, targets, points)
-        costs = costs.unflatten(1, (layers, -1)).transpose(0, 1).cpu().numpy()  # (L, B, Q, max N)
+        stacked_costs = self._costs(stacked, targets, points)
+        costs = stacked_costs.view(len(points), layers, -1, stacked_costs.shape[-1]).cpu().numpy()
         return [
-            [_assign(costs[layer, image, :, :count], layer, image) for image, count in enumerate(targets.counts)]
+            [_assign(costs[image, layer, :, :count], layer, image) for image, count in enumerate(targets.counts)]
             for layer in range(layers)
         ]
 
@@ -134,7 +134,7 @@ def _assign(cost: np.ndarray, layer: int, image: int) -> Match:
     if not np.isfinite(cost).all():
         raise FloatingPointError(
             f"the matching cost of prediction {layer} (0 = first) and image {image} of the batch is not finite: the "
-            "model's class or mask logits are NaN or infinite; lower train.optim.lr, or set train.precision to fp32 or bf16"
+            "model's class or mask logits are NaN or infinite; lower train.optim.lr, or use precision fp32 or bf16"
         )
     queries, targets = linear_sum_assignment(cost)
     return torch.as_tensor(queries, dtype=torch.int64), torch.as_tensor(targets, dtype=torch.int64)

@@ -85,7 +85,7 @@ def semantic(prediction: MaskPrediction, image: int, frame: Frame, metadata: Met
     by_class = _class_probabilities(prediction, image, metadata)[:, :-1].T  # (K, Q)
     scores = by_class.new_empty(len(by_class), *frame.output)
     for rows, logits in _strips(prediction.mask_logits(image), frame):
-        scores[:, rows] = (by_class @ logits.sigmoid_().flatten(1)).unflatten(1, logits.shape[1:])
+        scores[:, rows] = (by_class @ logits.sigmoid_().flatten(1)).view(-1, *logits.shape[1:])
     scores[_gaps(metadata)] = -1.0
     return scores
 
@@ -153,7 +153,7 @@ def instance(prediction: MaskPrediction, image: int, frame: Frame, metadata: Met
     scores, best = probabilities.flatten().topk(min(rule.top_k, probabilities.numel()))
     labels = best % metadata.num_classes
     thing = torch.isin(labels, torch.tensor(sorted(metadata.thing_labels), dtype=torch.int64, device=labels.device))
-    queries, pairs = (best[thing] // metadata.num_classes).unique(return_inverse=True)
+    queries, pairs = torch.unique(best[thing] // metadata.num_classes, return_inverse=True)
     masks, quality = _binary_masks(prediction.mask_logits(image, queries), frame)
     scores, order = (scores[thing] * quality[pairs]).sort(descending=True)
     pairs = pairs[order]

@@ -103,4 +103,4 @@ class TargetBatch:
 
     def padded_labels(self) -> Tensor:
         """(B, max N) int64; rows beyond N are label 0."""
-        return torch.nn.utils.rnn.pad_sequence(list(self.labels.split(self.counts)), batch_first=True)
+        return torch.nn.utils.rnn.pad_sequence(list(torch.split(self.labels, self.counts)), batch_first=True)

@@ -6,7 +6,6 @@ from m2f.solver.build import (
     SCHEDULE_REGISTRY,
     build_optimizer,
     build_schedule,
-    load_optimizer_state,
 )
 from m2f.solver.clipping import build_clipper
 from m2f.solver.horizon import Horizon
@@ -21,5 +20,4 @@ __all__ = [
     "build_clipper",
     "build_optimizer",
     "build_schedule",
-    "load_optimizer_state",
 ]

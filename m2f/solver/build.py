@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -45,15 +44,3 @@ def build_schedule(cfg: Any, optimizer: Optimizer, horizon: Horizon) -> Schedule
     """
     schedule: Schedule = SCHEDULE_REGISTRY.build(cfg.train.optim.lr_scheduler, cfg, optimizer, horizon)
     return schedule
-
-
-def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Take the moments of a saved state, but keep this optimiser's own rates, decays and betas: those of the spec.
-
-    Raises:
-        ValueError: the saved groups have other sizes.
-    """
-    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(dict(state))
-    for group, values in zip(optimizer.param_groups, own, strict=True):
-        group.update(values)

@@ -33,6 +33,7 @@ class Metadata:
 
     @property
     def num_classes(self) -> int:
+        """K, gaps included."""
         return len(self.categories)
 
     @cached_property
@@ -42,10 +43,12 @@ class Metadata:
 
     @cached_property
     def thing_labels(self) -> frozenset[int]:
+        """The labels of countable objects."""
         return frozenset(label for label, category in enumerate(self.categories) if category.is_thing)
 
     @cached_property
     def names(self) -> list[str]:
+        """Category names in label order."""
         return [category.name for category in self.categories]
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,13 +77,14 @@ def raw_id_metadata(
     Raises:
         ValueError: an id does not fit into `num_classes` labels.
     """
-    rows = [Category(label + first_id, f"(unused id {label + first_id})", False, is_gap=True) for label in range(num_classes)]
+    ids = range(first_id, first_id + num_classes)
+    rows = [Category(i, f"(unused id {i})", is_thing=False, is_gap=True) for i in ids]
     for category in categories:
         label = category.id - first_id
         if not 0 <= label < num_classes:
             raise ValueError(
-                f"dataset {name!r}: category {category.name!r} has id {category.id}, but model.sem_seg_head.num_classes = "
-                f"{num_classes} leaves room for ids {first_id} to {num_classes + first_id - 1}; "
+                f"dataset {name!r}: category {category.name!r} has id {category.id}, but "
+                f"model.sem_seg_head.num_classes = {num_classes} leaves room for ids {ids.start} to {ids.stop - 1}; "
                 "set it to the largest id, or set dataset.contiguous_id: True"
             )
         rows[label] = category

@@ -80,9 +80,21 @@ DOCUMENTED = [
     *(
         f"dataset.{split}.{key}"
         for split in ("train", "val", "test")
-        for key in ("type", "panoptic_json", "img_dir", "panoptic_dir", "root_dir", "annot_file", "batch_size", "num_workers")
+        for key in (
+            "type",
+            "panoptic_json",
+            "img_dir",
+            "panoptic_dir",
+            "root_dir",
+            "annot_file",
+            "batch_size",
+            "num_workers",
+        )
     ),
-    *(f"train.{key}" for key in ("resume_training_checkpoint_path", "results_dir", "pretrained_model_path", "iters_per_epoch")),
+    *(
+        f"train.{key}"
+        for key in ("resume_training_checkpoint_path", "results_dir", "pretrained_model_path", "iters_per_epoch")
+    ),
     *(f"{task}.{key}" for task in ("evaluate", "inference") for key in ("checkpoint", "trt_engine", "results_dir")),
     *(f"export.{key}" for key in ("checkpoint", "onnx_file")),
 ]

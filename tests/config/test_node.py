@@ -28,7 +28,10 @@ def test_int_becomes_float_but_float_never_int():
         ({"train": {"verbose": 1}}, "'train.verbose' must be bool, got int 1"),
         ({"train": {"optim": {"lr": "1e-4"}}}, "'train.optim.lr' must be float, got str '1e-4'"),
         ({"train": {"optim": {"lr": None}}}, "'train.optim.lr' must be float, got null"),
-        ({"train": {"optim": {"milestones": [11, 12.5]}}}, r"'train.optim.milestones\[1\]' must be int, got float 12.5"),
+        (
+            {"train": {"optim": {"milestones": [11, 12.5]}}},
+            r"'train.optim.milestones\[1\]' must be int, got float 12.5",
+        ),
         ({"train": {"freeze": [3]}}, r"'train.freeze\[0\]' must be str, got int 3"),
         ({"train": {"gpu_ids": 0}}, r"'train.gpu_ids' must be a list of int, got int 0; write \[0\]"),
         ({"dataset": {"val": {"target_size": ["a"]}}}, r"'dataset.val.target_size\[0\]' must be int, got str 'a'"),
@@ -101,7 +104,7 @@ def test_every_default_has_a_type():
 def test_an_untyped_key_of_a_project_must_be_declared():
     cfg = get_cfg()
     cfg.model.mine = CfgNode({"number": None})
-    with pytest.raises(TypeError, match="cfg.declare"):
+    with pytest.raises(TypeError, match=r"cfg.declare"):
         cfg.merge({"model": {"mine": {"number": 3}}}, "my.yaml")
     cfg.declare("model.mine.number", int)
     cfg.merge({"model": {"mine": {"number": 3}}}, "my.yaml")

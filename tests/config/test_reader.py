@@ -11,7 +11,9 @@ def read(text: str):
     return yaml.load(text, Loader=SpecLoader)
 
 
-@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "1.0e-4", "0.0001", ".0001", "+1e-4", "1e-04", ".1e-3", "100.0e-6"])
+@pytest.mark.parametrize(
+    "text", ["1e-4", "1E-4", "1.e-4", "1.0e-4", "0.0001", ".0001", "+1e-4", "1e-04", ".1e-3", "100.0e-6"]
+)
 def test_every_way_to_write_a_small_number(text):
     value = read(f"lr: {text}")["lr"]
     assert type(value) is float and value == pytest.approx(1e-4, rel=1e-12)
@@ -32,14 +34,25 @@ def test_what_only_looks_like_a_number_is_text(text):
     assert read_value("a", text) == text
 
 
-@pytest.mark.parametrize("text", ["# 3", "a: b", "@home", "runs #2", "%x", "*star", "C:\\data: x", "1e-4", "true", "", "null", "0o7", "3."])
+@pytest.mark.parametrize(
+    "text", ["# 3", "a: b", "@home", "runs #2", "%x", "*star", "C:\\data: x", "1e-4", "true", "", "null", "0o7", "3."]
+)
 def test_strings_survive_a_dump(text):
     assert read(yaml.dump({"a": text}, Dumper=SpecDumper)) == {"a": text}
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("[44,48]", [44, 48]), ("", None), ("null", None), ("true", True), ("'5'", "5"), ("a: b", "a: b"), ("#x", "#x"), ("@x", "@x")],
+    [
+        ("[44,48]", [44, 48]),
+        ("", None),
+        ("null", None),
+        ("true", True),
+        ("'5'", "5"),
+        ("a: b", "a: b"),
+        ("#x", "#x"),
+        ("@x", "@x"),
+    ],
 )
 def test_values_of_the_command_line(text, value):
     assert read_value("key", text) == value

@@ -28,6 +28,9 @@ from m2f.config.variants import ALL
         (["model.sem_seg_head.convs_dim=48"], "multiple of 32"),
         (["model.backbone.swin.out_features=[res2,res9]"], "'res9' is none of res2"),
         (["model.backbone.swin.out_indices=[0,1,2]"], "in_features.*res5 does not leave the backbone"),
+        (["model.sem_seg_head.common_stride=6"], r"common_stride' is 6: .*strides \[4, 8, 16, 32\]"),
+        (["model.sem_seg_head.common_stride=16"], "three feature maps"),
+        (["model.backbone.type=resnet", "model.backbone.resnet.out_features=[res3,res4,res5]"], "common_stride' is 4"),
         (["model.backbone.swin.out_indices=[0,4]"], "4 is none of"),
         (["model.backbone.swin.embed_dim=128"], "but model.backbone.swin.type: tiny means 96; .*custom"),
         (["model.backbone.swin.type=enormous"], "one of tiny, small, base, large, huge, custom"),
@@ -41,7 +44,10 @@ from m2f.config.variants import ALL
         (["evaluate.max_dets=[]"], "must not be empty"),
         (["evaluate.tasks=[panoptic,panoptic]"], "twice"),
         (["dataset.augmentation.lsj_min_scale=3."], "lsj_max_scale"),
-        (["model.mask_former.class_weight=0", "model.mask_former.mask_weight=0", "model.mask_former.dice_weight=0"], "> 0"),
+        (
+            ["model.mask_former.class_weight=0", "model.mask_former.mask_weight=0", "model.mask_former.dice_weight=0"],
+            "> 0",
+        ),
     ],
 )
 def test_impossible_values_are_refused(words, message):
@@ -57,7 +63,9 @@ def test_every_rule_names_a_key_of_the_tree():
             cfg.leaf(key)
 
 
-@pytest.mark.parametrize("key", [k for k, v in get_cfg().leaves() if isinstance(v, (int, float)) and not isinstance(v, bool)])
+@pytest.mark.parametrize(
+    "key", [k for k, v in get_cfg().leaves() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+)
 def test_every_number_is_limited(key):
     limited = {key for table in (RANGES, CHOICES, *TASK_RANGES.values()) for key in table}
     assert key in limited

@@ -8,7 +8,8 @@ from m2f.data.packed import PackedRecords
 from m2f.structures.sample import Record
 
 RECORDS: list[Record] = [
-    {"file_name": f"/{i}.jpg", "image_id": i, "annotations": [{"category_id": i, "segmentation": [[0.5] * i]}]} for i in range(9)
+    {"file_name": f"/{i}.jpg", "image_id": i, "annotations": [{"category_id": i, "segmentation": [[0.5] * i]}]}
+    for i in range(9)
 ]
 
 

@@ -44,7 +44,9 @@ def test_repeat_factors_follow_the_formula() -> None:
     factors = repeat_factors(records, 0.04)
     assert factors[:99].tolist() == [1.0] * 99
     assert factors[99] == pytest.approx(2.0)  # sqrt(0.04 / 0.01)
-    assert repeat_factors([{"annotations": []}, {"segments_info": [{"category_id": 1, "iscrowd": 1}]}], 0.5).tolist() == [1, 1]
+    assert repeat_factors(
+        [{"annotations": []}, {"segments_info": [{"category_id": 1, "iscrowd": 1}]}], 0.5
+    ).tolist() == [1, 1]
     with pytest.raises(ValueError, match=r"a\.jpg.*TrainingSampler"):
         repeat_factors([{"file_name": "a.jpg", "sem_seg_file_name": "a.png"}], 0.5)
 

@@ -88,7 +88,9 @@ def test_image_ids_and_points_move_together() -> None:
 
 
 def test_smooth_image_follows_its_ids() -> None:
-    ramp = np.repeat(np.linspace(0, 255, SIZE[1]).round().astype(np.uint8)[None, :, None], SIZE[0], axis=0).repeat(3, axis=2)
+    ramp = np.repeat(np.linspace(0, 255, SIZE[1]).round().astype(np.uint8)[None, :, None], SIZE[0], axis=0).repeat(
+        3, axis=2
+    )
     rng = np.random.default_rng(4)
     for _ in range(20):
         geometry = _random_geometry(rng)

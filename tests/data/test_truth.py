@@ -71,7 +71,7 @@ def test_panoptic_targets_leave_out_crowd_and_void(tmp_path: Path) -> None:
 
 
 def test_a_segment_that_the_crop_misses_is_no_target(tmp_path: Path) -> None:
-    truth, ids = _panoptic(tmp_path)
+    truth, _ = _panoptic(tmp_path)
     instances, _ = truth.targets(LEFT_HALF)
     assert instances.labels.tolist() == [0, 2]
     assert instances.masks.dtype == torch.bool and instances.masks.shape == (2, 40, 30)
@@ -172,7 +172,9 @@ def test_polygons_and_their_codes_see_the_same_crop() -> None:
     code = coco_mask.merge(coco_mask.frPyObjects(polygon, *SIZE))
     uncompressed = {"size": list(SIZE), "counts": _run_lengths(coco_mask.decode(code))}
     text = {"size": list(SIZE), "counts": code["counts"].decode()}
-    truth = _instances([{"id": i, "category_id": 7, "segmentation": s} for i, s in enumerate((polygon, code, uncompressed, text))])
+    truth = _instances(
+        [{"id": i, "category_id": 7, "segmentation": s} for i, s in enumerate((polygon, code, uncompressed, text))]
+    )
     geometry = Geometry.identity(SIZE).resized((80, 100)).flipped(horizontal=True).cropped(5, 20, (50, 60))
     drawn, *looked_up = truth.targets(geometry).instances.masks.numpy()
     for mask in looked_up:
@@ -242,7 +244,9 @@ def test_annotations_of_the_stored_pixels_turn_with_the_image(tmp_path: Path, or
     for mask in _instances(annotations, picture).targets(Geometry.identity(picture.size)).instances.masks.numpy():
         assert (mask == orient(stored, orientation)).all()
     turned = _instances([annotations[0]], picture, frame=(60, 40)).targets(Geometry.identity(picture.size))
-    assert (turned.instances.masks[0].numpy() == coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygon, 60, 40)))).all()
+    assert (
+        turned.instances.masks[0].numpy() == coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygon, 60, 40)))
+    ).all()
     with pytest.raises(ValueError, match=r"annotation 1 .*\(30, 30\)"):
         _instances(annotations, picture, frame=(30, 30))
 
@@ -267,7 +271,9 @@ def test_real_panoptic_truth_equals_the_files_derived_from_it(real_data: Path) -
             assert (truth.answer("semantic").numpy() == np.asarray(image)).all(), name
         stated = [a for a in content["annotations"] if str(a["image_id"]) == str(record["image_id"])]
         answer = truth.answer("instance")
-        assert sorted(a["category_id"] for a in stated) == sorted(metadata.categories[i].id for i in answer.labels.tolist())
+        assert sorted(a["category_id"] for a in stated) == sorted(
+            metadata.categories[i].id for i in answer.labels.tolist()
+        )
         assert sorted(a["area"] for a in stated) == sorted(answer.areas.tolist())
         codes = {_text(a["segmentation"]["counts"]) for a in stated if isinstance(a["segmentation"]["counts"], str)}
         if codes:

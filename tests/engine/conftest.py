@@ -19,7 +19,13 @@ SPEC: dict[str, Any] = {
         "object_mask_threshold": 0.1,
         "backbone": {
             "type": "efficientvit",
-            "efficientvit": {"name": "custom", "family": "b", "widths": [8, 8, 16, 16, 16], "depths": [1, 1, 1, 1, 1], "dim": 8},
+            "efficientvit": {
+                "name": "custom",
+                "family": "b",
+                "widths": [8, 8, 16, 16, 16],
+                "depths": [1, 1, 1, 1, 1],
+                "dim": 8,
+            },
         },
         "sem_seg_head": {
             "num_classes": 7,

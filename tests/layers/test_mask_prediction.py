@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m2f.layers.mask_prediction import MaskPrediction, logits_at_points, matched_mask_logits, resize_features
+from m2f.layers.mask_prediction import MaskPrediction, resize_features, stack_queries
 from m2f.layers.points import sample_points
 
 B, Q, C, H, W = 2, 5, 8, 12, 9
@@ -30,9 +30,8 @@ def test_selected_masks_are_rows_of_the_dense_ones(predictions):
 
 def test_points_commute_with_the_product(predictions):
     points = torch.rand(B, 31, 2)
-    expected = torch.stack([sample_points(dense(prediction), points) for prediction in predictions])
-    torch.testing.assert_close(logits_at_points(predictions, points), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(predictions[1].at_points(points), expected[1], rtol=1e-5, atol=1e-5)
+    expected = sample_points(dense(predictions[1]), points)
+    torch.testing.assert_close(predictions[1].at_points(points), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(6, 4), (3, 2), (1, 1), (12, 9), (20, 17)])
@@ -56,21 +55,12 @@ def test_a_query_with_an_empty_mask_may_look_everywhere():
     assert prediction.blocked(half).tolist() == [[[True, False], [False, True]]]
 
 
-def test_matched_masks_come_image_by_image_then_layer_by_layer(predictions):
-    queries = [[torch.tensor([3, 1]), torch.tensor([0]), torch.tensor([2])], [torch.tensor([4])] * 3]
-    all_masks = [dense(prediction) for prediction in predictions]
-    expected = [
-        all_masks[layer][image, query]
-        for image, per_layer in enumerate(queries)
-        for layer, chosen in enumerate(per_layer)
-        for query in chosen.tolist()
-    ]
-    torch.testing.assert_close(matched_mask_logits(predictions, queries), torch.stack(expected))
-
-
-def test_no_match_at_all_gives_no_masks(predictions):
-    none = torch.zeros(0, dtype=torch.long)
-    assert matched_mask_logits(predictions, [[none] * 3] * B).shape == (0, H, W)
+def test_stacked_queries_are_those_of_the_layers_one_after_the_other(predictions):
+    stacked, points = stack_queries(predictions), torch.rand(B, 31, 2)
+    assert stacked.class_logits.shape == (B, 3 * Q, 4)
+    expected = torch.cat([dense(prediction) for prediction in predictions], dim=1)
+    torch.testing.assert_close(stacked.mask_logits(1, torch.tensor([7, 2, 14])), expected[1, [7, 2, 14]])
+    torch.testing.assert_close(stacked.at_points(points), sample_points(expected, points), rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_equal_those_of_the_dense_masks(predictions):

@@ -73,9 +73,7 @@ class Oracle:
         return sorted(int(k.rpartition("/")[2]) for k in self.arrays if k.rpartition("/")[0] == stem)
 
     def rule(self) -> DecisionRule:
-        return DecisionRule(
-            self.config["object_mask_threshold"], self.config["overlap_threshold"], self.config["topk"]
-        )
+        return DecisionRule(self.config["object_mask_threshold"], self.config["overlap_threshold"], self.config["topk"])
 
     def metadata(self) -> Metadata:
         things = set(self.config.get("thing_ids", range(self.config.get("num_things", 0))))

@@ -5,9 +5,7 @@ Sizes, thresholds and weights all come from the file, see `conftest.py`.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from torch import Tensor
 
 from m2f.checkpoint.convert import m2f_to_official
 from m2f.layers.mask_prediction import MaskPrediction, resize_features
-from m2f.modeling.maskformer import MaskFormer
 from m2f.modeling.postprocess import answer
 from m2f.solver.build import build_optimizer
 from m2f.solver.clipping import build_clipper
@@ -30,15 +27,15 @@ LOSS = 1e-5
 GRADIENT_NORM = 1e-3
 TRAJECTORY = 1e-4
 AFTER_NORM = 1e-5
-AFTER_A_FLIP = 1e-3  # both of the above, where an attention mask stood on the brink and may have flipped
-BRINK = 1e-6  # logits nearer to zero, of the largest one, may have either sign after rounding
+AFTER_A_FLIP = 1e-3  # both of the above, where rounding flips an attention mask on the way
+ROUNDING = 1e-7  # relative; what another order of summation may change
 SEMANTIC = 1e-5
 PIXELS = 1e-4  # share of an image's pixels in which a mask may differ
 SCORE = 1e-5
 EFFICIENTVIT = 1e-5  # of a stage's largest value
 NORMALISED = 1e-5  # of a stage's largest value: the input is only scaled and shifted
 
-# Gradients below this share of the largest are rounding errors of a gradient that is zero, such as a bias's before a norm.
+# Gradients below this share of the largest are rounding errors of a zero gradient, such as of a bias before a norm.
 NO_GRADIENT = 1e-6
 
 
@@ -97,7 +94,9 @@ def test_matches(mask2former: Any) -> None:
     matches = model.criterion.match(mask2former.predictions, targets)
     official_order = [matches[-1], *matches[:-1]]
     found = [[[queries.tolist(), rows.tolist()] for queries, rows in layer] for layer in official_order]
-    assert found == mask2former.json("matches")
+    expected = mask2former.json("matches")  # without deep supervision perhaps the first call only
+    assert len(expected) == len(found) or not mask2former.config["deep_supervision"]
+    assert found[: len(expected)] == expected
 
 
 def test_gradient_norms(mask2former: Any) -> None:
@@ -127,24 +126,46 @@ def test_optimizer_groups(mask2former: Any) -> None:
     assert found == {name: [pytest.approx(rate, rel=1e-12) for rate in rates] for name, rates in expected.items()}
 
 
-@contextlib.contextmanager
-def watching_attention_masks(model: MaskFormer) -> Iterator[list[float]]:
-    """Collects, per forward pass, how near to zero an attention mask's logit came, as a share of the largest one."""
-    nearest: list[float] = []
+class Run(NamedTuple):
+    """What the stored training steps do to a model."""
 
-    def look(_: Any, args: tuple[list[Tensor], Tensor], predictions: list[MaskPrediction]) -> None:
-        sizes = [(level.shape[2], level.shape[3]) for level in args[0]]
-        features = resize_features(args[1], sizes)
-        with torch.no_grad():
-            for layer, prediction in enumerate(predictions[:-1]):
-                logits = (prediction.mask_embed @ features[layer % len(sizes)].flatten(2)).abs()
-                nearest.append(float(logits.min() / logits.max()))
+    losses: list[float]  # total, before each step
+    norms: list[float]  # of each parameter after the last step, in the file's order
+    blocked: list[Tensor]  # every attention mask on the way
 
-    handle = model.transformer_decoder.register_forward_hook(look)
-    try:
-        yield nearest
-    finally:
-        handle.remove()
+
+def train(oracle: Any, noise: float = 0.0) -> Run:
+    """Repeat the stored steps, from weights that are off by a relative `noise`."""
+    model = oracle.fresh_model().train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + noise * torch.randn_like(parameter))
+    optimizer, clip = build_optimizer(oracle.cfg, model), build_clipper(oracle.cfg)
+    losses: list[float] = []
+    blocked: list[Tensor] = []
+    model.transformer_decoder.register_forward_hook(lambda _, args, out: blocked.extend(attention_masks(args, out)))
+    for _ in range(oracle.config["steps"]):
+        total = torch.stack(list(model(oracle.inputs).values())).sum()
+        losses.append(float(total.detach()))
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        clip(model.parameters())
+        optimizer.step()
+    parameters = dict(model.named_parameters())
+    norms = [float(parameters[oracle.our_name(name)].detach().norm()) for name in oracle.json("after_norms")]
+    return Run(losses, norms, blocked)
+
+
+def attention_masks(args: tuple[list[Tensor], Tensor], predictions: list[MaskPrediction]) -> list[Tensor]:
+    """The masks that a transformer decoder of these inputs and outputs used, one per layer."""
+    features = resize_features(args[1], [(level.shape[2], level.shape[3]) for level in args[0]])
+    return [p.blocked(features[layer % len(features)]) for layer, p in enumerate(predictions[:-1])]
+
+
+def rounding_flips_a_mask(oracle: Any, run: Run) -> bool:
+    """Whether an attention mask of the run changes when the weights start off by no more than rounding."""
+    again = [train(oracle, ROUNDING).blocked for _ in range(3)]
+    return any(not a.equal(b) for blocked in again for a, b in zip(blocked, run.blocked, strict=True))
 
 
 def largest_error(found: list[float], expected: list[float]) -> float:
@@ -152,26 +173,14 @@ def largest_error(found: list[float], expected: list[float]) -> float:
 
 
 def test_trajectory_and_weights_after_it(mask2former: Any) -> None:
-    model = mask2former.fresh_model().train()
-    optimizer, clip = build_optimizer(mask2former.cfg, model), build_clipper(mask2former.cfg)
-    losses = []
-    with watching_attention_masks(model) as nearest:
-        for _ in range(mask2former.config["steps"]):
-            total = torch.stack(list(model(mask2former.inputs).values())).sum()
-            losses.append(float(total.detach()))
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            clip(model.parameters())
-            optimizer.step()
-    after = mask2former.json("after_norms")
-    parameters = dict(model.named_parameters())
-    norms = [float(parameters[mask2former.our_name(name)].detach().norm()) for name in after]
-    errors = largest_error(losses, mask2former.tensor("trajectory").tolist()), largest_error(norms, list(after.values()))
-    if errors[0] > TRAJECTORY or errors[1] > AFTER_NORM:
-        report = f"trajectory {errors[0]:.1e}, norms {errors[1]:.1e}, nearest attention logit {min(nearest):.1e}"
-        assert min(nearest) < BRINK, f"wrong without an attention mask on the brink: {report}"
-        print("an attention mask may have flipped:", report)
-        assert max(errors) <= AFTER_A_FLIP, report
+    run = train(mask2former)
+    trajectory = largest_error(run.losses, mask2former.tensor("trajectory").tolist())
+    norms = largest_error(run.norms, list(mask2former.json("after_norms").values()))
+    if trajectory > TRAJECTORY or norms > AFTER_NORM:
+        report = f"largest relative error {trajectory:.1e} of the losses, {norms:.1e} of the norms afterwards"
+        assert rounding_flips_a_mask(mask2former, run), f"{report}, and no attention mask is on the brink"
+        print(f"{report}: rounding flips an attention mask")
+        assert max(trajectory, norms) <= AFTER_A_FLIP, report
 
 
 def assert_same_segments(found: PanopticMap, ids: Tensor, segments: list[dict[str, Any]]) -> None:
@@ -218,9 +227,7 @@ def test_answers_of_a_whole_model(mask2former: Any) -> None:
 def test_answers_of_crafted_predictions(postprocess: Any) -> None:
     for image in range(len(postprocess.prediction.class_logits)):
         frame, metadata, rule = postprocess.frame(image), postprocess.metadata(), postprocess.rule()
-        assert_same_answers(
-            postprocess, image, answer(postprocess.prediction, image, frame, metadata, rule, TASKS)
-        )
+        assert_same_answers(postprocess, image, answer(postprocess.prediction, image, frame, metadata, rule, TASKS))
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The drawing of one `shapes` picture: textured stuff behind overlapping things, from numbers alone.
 
-Colours are drawn at random for things and stuff alike, so that form and texture, not colour, tell the class.
+Stuff has any colour; things lean towards a hue of their class but share it with stuff and with other things, so that
+form and texture tell the class and colour only hints at it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _MOST_HIDDEN = 0.5  # largest share of a thing that later ones may cover
 _LEAST_VISIBLE = 130  # pixels of a thing that must stay visible
 _TILT = 0.45  # radians to either side of upright
 _TRIES = 60  # places tried before a picture makes do with fewer things
+_HUES = {1: 0.02, 2: 0.60, 3: 0.36, 4: 0.14}  # of the things, of 1: red, blue, green, yellow
+_HUE_TRUST = 0.8  # share of the things that have their class's hue; the others, like all stuff, have any
 _NOISE = 0.03  # standard deviation of the pixel noise, of 1
 
 Floats = NDArray[np.float32]
@@ -46,7 +49,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     image = np.zeros((SIZE, SIZE, 3), np.float32)
     colors: list[Floats] = []
     for segment, category in categories.items():
-        color = _fresh_color(rng, colors)
+        color = _fresh_color(rng, colors, category)
         colors.append(color)
         inside = ids == segment
         relief = _STUFF_RELIEF.get(category, _thing_relief)(rng)
@@ -195,11 +198,17 @@ def _light(rng: np.random.Generator) -> Floats:
     return np.asarray(1.0 + depth * slope, np.float32)
 
 
-def _fresh_color(rng: np.random.Generator, taken: list[Floats]) -> Floats:
+def _fresh_color(rng: np.random.Generator, taken: list[Floats], category: int) -> Floats:
     """Of a dozen random colours the one that differs most from those taken, so that edges can be seen."""
-    hues = rng.uniform(size=(12, 3))
+    hues = rng.uniform(size=12)
+    if category in _HUES and rng.random() < _HUE_TRUST:
+        hues = (_HUES[category] + rng.normal(0.0, 0.05, 12)) % 1.0
     candidates: Floats = np.array(
-        [colorsys.hsv_to_rgb(h, 0.15 + 0.7 * s, 0.3 + 0.6 * v) for h, s, v in hues], np.float32
+        [
+            colorsys.hsv_to_rgb(h, 0.15 + 0.7 * s, 0.3 + 0.6 * v)
+            for h, (s, v) in zip(hues, rng.uniform(size=(12, 2)), strict=True)
+        ],
+        np.float32,
     )
     if not taken:
         return np.asarray(candidates[0])
