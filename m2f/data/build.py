@@ -123,21 +123,23 @@ def _from_paths(cfg: Any, split: str) -> DatasetEntry:
         "image_dir": ("img_dir", node.img_dir),
         "panoptic_dir": ("panoptic_dir", node.panoptic_dir),
         "mask_dir": ("mask_dir", node.mask_dir),
-        "root_dir": ("root_dir", node.root_dir),
     }
-    paths: dict[str, Any] = {
-        field: _join(node.root_dir, path) if field != "root_dir" else path for field, (_, path) in chosen.items()
-    }
+    paths: dict[str, Any] = {field: _join(root, path) for field, (_, path) in chosen.items()}
     stem = os.path.splitext(os.path.basename(annotations or node.img_dir.rstrip("/")))[0]
     return DatasetEntry(
         name=node.name or stem,
         format="image_folder" if split == "test" and not (annotations or node.mask_dir) else node.type,
         **paths,
         **_shared(cfg, split),
+        root_dir=root,
         label_map=data.label_map,
         zero_is_ignore=data.zero_is_ignore,
         ignore_label=data.ignore_label,
-        keys={f: f"dataset.{split}.{key}" for f, (key, _) in chosen.items()} | {"label_map": "dataset.label_map"},
+        keys={
+            **{field: f"dataset.{split}.{key}" for field, (key, _) in chosen.items()},
+            "root_dir": f"dataset.{split}.root_dir" if node.root_dir else "dataset.root_dir",
+            "label_map": "dataset.label_map",
+        },
     )
 
 

@@ -40,7 +40,7 @@ class OverlayKeeper:
                     self._draw(task, sample, output)
 
     def _draw(self, task: Task, sample: ModelInput, output: ModelOutput) -> None:
-        values = [values[task] for values in (output, sample) if task in values]  # type: ignore[attr-defined]
+        values = [values[task] for values in (output, sample) if task in values]
         picture = side_by_side([draw_task(task, sample["image"], value, self._metadata) for value in values])
         name = f"{Path(sample['file_name']).stem}_{task}"
         self.pictures[name] = picture

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from m2f.modeling.build import (
 )
 from m2f.registry import Registry
 from m2f.solver.build import OPTIMIZER_REGISTRY, SCHEDULE_REGISTRY
+from m2f.structures.sample import Task as TaskWord
 
 Task = Literal["train", "evaluate"]
 LOG_FILE = "log.txt"
@@ -59,7 +61,7 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
     return flags + list(arguments.overrides)
 
 
-def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
+def tasks_of(cfg: CfgNode) -> tuple[TaskWord, ...]:
     """The tasks that are evaluated: `evaluate.tasks`, by default the model's mode."""
     return tuple(cfg.evaluate.tasks) or (cfg.model.mode,)
 
@@ -92,7 +94,7 @@ def resolve_names(cfg: CfgNode, task: Task) -> None:
             *(("train.hooks", name, HOOK_REGISTRY) for name in cfg.train.hooks),
         ]
     for key, name, registry in rows:
-        _explain(cfg, key, lambda name=name, registry=registry: registry.get(name))
+        _explain(cfg, key, partial(registry.get, name))
     if task == "train":
         _explain(cfg, "dataset.train", lambda: entries(cfg, "train"))
     if evaluates(cfg) or task == "evaluate":
@@ -131,9 +133,9 @@ def prepare_directory(cfg: CfgNode, task: Task) -> Path:
         return directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f"{SPEC_FILE}.tmp"
-        partial.write_text(dump_spec(cfg))
-        os.replace(partial, directory / SPEC_FILE)
+        fresh = directory / f"{SPEC_FILE}.tmp"
+        fresh.write_text(dump_spec(cfg))
+        os.replace(fresh, directory / SPEC_FILE)
     except OSError as error:
         raise SpecError(
             f"the results folder {directory} cannot be written to: {error}; set results_dir or {task}.results_dir"

@@ -105,7 +105,7 @@ class DefaultTrainer(TrainerBase):
         model = self.build_model(self.metadata).to(self.device)
         for data in self.eval_sets:
             require_same_classes(self.metadata, data.metadata, "the model", f"dataset {data.name}")
-        model.tasks = tasks_of(self.cfg)
+        model.tasks = tasks_of(self.cfg)  # type: ignore[assignment]  # a plain attribute of the meta-architecture
         return model
 
     @cached_property
@@ -247,11 +247,11 @@ class DefaultTrainer(TrainerBase):
             num_pictures=self.cfg.train.num_visualizations if wants_pictures else 0,
             max_batches=1 if self.cfg.train.is_dry_run else None,
         )
-        if self.task == "train":
-            for writer in self.writers:
-                for keeper in keepers:
-                    for name, picture in keeper.pictures.items():
-                        writer.add_image(name, picture, max(self.iteration - 1, 0))
+        for writer in self.writers if self.task == "train" else []:
+            for name, picture in (item for keeper in keepers for item in keeper.pictures.items()):
+                writer.add_image(name, picture, max(self.iteration - 1, 0))
+            if isinstance(writer, StatusWriter):
+                writer.report("RUNNING", "Evaluation metrics generated.", flat_metrics(results))
         return results
 
     def _metrics(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -97,8 +98,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def kill_while_writing(process: subprocess.Popen[bytes], folder: Path) -> bool:
-    """Wait for the file of an unfinished write, then kill; whether it was still there afterwards."""
+def kill_while_writing(process: subprocess.Popen[bytes], folder: Path, delay: float) -> bool:
+    """Wait, then for the file of an unfinished write, then kill; whether that file is still there."""
+    wait_in_training(process, folder, delay)
     while process.poll() is None:
         if is_writing(folder):
             kill(process)
@@ -106,12 +108,14 @@ def kill_while_writing(process: subprocess.Popen[bytes], folder: Path) -> bool:
     return False
 
 
-def kill_at_random(process: subprocess.Popen[bytes], folder: Path, rng: random.Random) -> None:
+def wait_in_training(process: subprocess.Popen[bytes], folder: Path, delay: float) -> float:
+    """Wait for the first step and `delay` seconds more; the time of that step."""
     began = time.time()
     while process.poll() is None and not is_training(folder, began) and time.time() < began + NOT_LATER_THAN:
         time.sleep(0.02)
-    time.sleep(rng.uniform(0.0, 1.0))
-    kill(process)
+    first = time.time()
+    time.sleep(delay)
+    return first
 
 
 def final_state(folder: Path) -> dict[str, Any]:
@@ -122,15 +126,19 @@ def final_state(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.long
 def test_ten_kills_change_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
-    assert start(tmp_path / "whole", environment).wait(NOT_LATER_THAN) == 0
+    process = start(tmp_path / "whole", environment)
+    began = wait_in_training(process, tmp_path / "whole", 0.0)
+    assert process.wait(NOT_LATER_THAN) == 0
+    longest = (time.time() - began) / KILLS  # so that ten kills come before the end
     rng, folder, while_writing = random.Random(time.time_ns()), tmp_path / "killed", 0
     for number in range(KILLS):
         process = start(folder, environment)
         # A checkpoint is written in milliseconds, so those kills are aimed; one that came late counts as another.
         if number % 3 == 1 or while_writing + (KILLS - number) <= KILLS_WHILE_WRITING:
-            while_writing += kill_while_writing(process, folder)
+            while_writing += kill_while_writing(process, folder, rng.uniform(0, longest / 2))
         else:
-            kill_at_random(process, folder, rng)
+            wait_in_training(process, folder, rng.uniform(0, longest))
+            kill(process)
         assert process.returncode == -signal.SIGKILL, (tmp_path / "killed.log").read_text()[-3000:]
     assert while_writing >= 2
     assert start(folder, environment).wait(NOT_LATER_THAN) == 0, (tmp_path / "killed.log").read_text()[-3000:]
@@ -141,7 +149,8 @@ def test_ten_kills_change_nothing(tmp_path: Path, environment: dict[str, str]) -
     assert whole["schedule"] == killed["schedule"]
     assert whole["hooks"] == killed["hooks"]
     assert not is_writing(folder)
-    log = (tmp_path / "killed.log").read_text()
+    resumes = re.findall(r"after (\d+) of", (tmp_path / "killed.log").read_text())
+    assert len(resumes) >= KILLS // 2  # the others died before their first checkpoint
     sys.stdout.write(
-        f"{KILLS} kills, {while_writing} while a checkpoint was written; {log.count('resuming from')} resumes\n"
+        f"{KILLS} kills, {while_writing} of them in a write; resumed after {', '.join(resumes)} iterations\n"
     )
