@@ -265,7 +265,7 @@ def run(cfg: CfgNode) -> Any:
         trainer = DefaultTrainer(cfg)
         trainer.resume_or_load()
         trainer.train()
-    return described([trainer.iteration, _taken(), said])
+    return described([trainer.iteration, emptied(Path("out")), said])
 
 
 def start(cfg: CfgNode) -> Any:
@@ -279,13 +279,13 @@ def evaluation(cfg: CfgNode) -> Any:
     """An evaluation alone: results, weights, and what it writes."""
     trainer = DefaultTrainer(cfg, "evaluate")
     trainer.load_for_evaluation()
-    return described([trainer.evaluate(), trainer.model.state_dict(), _taken()])
+    return described([trainer.evaluate(), trainer.model.state_dict(), emptied(Path("out"))])
 
 
-def _taken() -> Any:
-    """What lies in the folder `out` of the working directory, which is empty afterwards."""
-    files = _files(Path("out"))
-    shutil.rmtree("out", ignore_errors=True)
+def emptied(folder: Path) -> Any:
+    """The files of a folder, which is gone afterwards."""
+    files = _files(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return files
 
 

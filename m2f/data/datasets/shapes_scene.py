@@ -1,7 +1,7 @@
 """The drawing of one `shapes` picture: textured stuff behind overlapping things, from numbers alone.
 
-Stuff has any colour; things lean towards a hue of their class but share it with stuff and with other things, so that
-form and texture tell the class and colour only hints at it.
+Stuff has any colour; things lean towards a hue and a texture of their class but share both with other things, and the
+hue with stuff, so that form tells the class for sure and colour only hints at it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEAST_VISIBLE = 130  # pixels of a thing that must stay visible
 _TILT = 0.45  # radians to either side of upright
 _TRIES = 60  # places tried before a picture makes do with fewer things
 _HUES = {1: 0.02, 2: 0.60, 3: 0.36, 4: 0.14}  # of the things, of 1: red, blue, green, yellow
-_HUE_TRUST = 0.8  # share of the things that have their class's hue; the others, like all stuff, have any
+_TRUST = 0.8  # share of the things that have their class's hue, and of those that have its texture; the rest have any
 _NOISE = 0.03  # standard deviation of the pixel noise, of 1
 
 Floats = NDArray[np.float32]
@@ -52,7 +52,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         color = _fresh_color(rng, colors, category)
         colors.append(color)
         inside = ids == segment
-        relief = _STUFF_RELIEF.get(category, _thing_relief)(rng)
+        relief = _relief(rng, category)
         image[inside] = color + relief[inside, None]
     image *= _light(rng)[..., None]
     image += rng.normal(0.0, _NOISE, image.shape).astype(np.float32)
@@ -162,18 +162,39 @@ _STUFF_RELIEF: dict[int, Callable[[np.random.Generator], Floats]] = {
 }
 
 
-def _thing_relief(rng: np.random.Generator) -> Floats:
-    """Plain, a slope, broad stripes or blotches; the kind says nothing of the class."""
-    kind = rng.integers(4)
-    if kind == 0:
-        return np.zeros((SIZE, SIZE), np.float32)
-    if kind == 1:
-        return _clouds(rng, 12) * np.float32(0.15)
-    turn = rng.uniform(0.0, np.pi)
-    along = _X * np.float32(np.cos(turn)) + _Y * np.float32(np.sin(turn))
-    if kind == 2:
-        return np.asarray(np.sin(along * np.float32(2.0 * np.pi / rng.uniform(10.0, 18.0))) * 0.14, np.float32)
+def _plain(rng: np.random.Generator) -> Floats:  # noqa: ARG001 - all reliefs are called alike
+    return np.zeros((SIZE, SIZE), np.float32)
+
+
+def _blotches(rng: np.random.Generator) -> Floats:
+    return _clouds(rng, 12) * np.float32(0.15)
+
+
+def _stripes(rng: np.random.Generator) -> Floats:
+    """Broad, in any direction."""
+    return np.asarray(np.sin(_slant(rng) * np.float32(2.0 * np.pi / rng.uniform(10.0, 18.0))) * 0.14, np.float32)
+
+
+def _slope(rng: np.random.Generator) -> Floats:
+    along = _slant(rng)
     return np.asarray((along - along.mean()) * np.float32(0.004), np.float32)
+
+
+def _slant(rng: np.random.Generator) -> Floats:
+    """(SIZE, SIZE) pixels along a random direction."""
+    turn = rng.uniform(0.0, np.pi)
+    return np.asarray(_X * np.float32(np.cos(turn)) + _Y * np.float32(np.sin(turn)), np.float32)
+
+
+_THING_RELIEFS: tuple[Callable[[np.random.Generator], Floats], ...] = (_slope, _stripes, _blotches, _plain)  # as _FORMS
+
+
+def _relief(rng: np.random.Generator, category: int) -> Floats:
+    """The texture of a segment: that of its kind of stuff, or for a thing mostly, not always, that of its class."""
+    if category in _STUFF_RELIEF:
+        return _STUFF_RELIEF[category](rng)
+    own = rng.random() < _TRUST
+    return _THING_RELIEFS[category - 1 if own else int(rng.integers(len(_THING_RELIEFS)))](rng)
 
 
 def _clouds(rng: np.random.Generator, cells: int) -> Floats:
@@ -201,7 +222,7 @@ def _light(rng: np.random.Generator) -> Floats:
 def _fresh_color(rng: np.random.Generator, taken: list[Floats], category: int) -> Floats:
     """Of a dozen random colours the one that differs most from those taken, so that edges can be seen."""
     hues = rng.uniform(size=12)
-    if category in _HUES and rng.random() < _HUE_TRUST:
+    if category in _HUES and rng.random() < _TRUST:
         hues = (_HUES[category] + rng.normal(0.0, 0.05, 12)) % 1.0
     candidates: Floats = np.array(
         [
