@@ -95,11 +95,15 @@ def _has_target(record: Record) -> bool:
 
 
 def _from_catalog(cfg: Any, split: str, name: str) -> DatasetEntry:
-    """A catalog row as `split` uses it: the row knows its files, masks and categories, the spec the rest."""
+    """A catalog row as `split` uses it: the row knows its files, masks and categories; what the spec sets wins.
+
+    A key of the spec that has its default leaves the row's own value alone.
+    """
     entry = DatasetCatalog.get(name)
-    label_map = {"label_map": cfg.dataset.label_map} if cfg.dataset.label_map else {}
-    keys = {**entry.keys, **dict.fromkeys(label_map, "dataset.label_map")}
-    return replace(entry, **_shared(cfg, split), **label_map, keys=keys)
+    fields = ("label_map", "zero_is_ignore", "ignore_label")
+    chosen = {field: cfg.dataset[field] for field in fields if cfg.dataset[field] != getattr(DatasetEntry, field)}
+    keys = {**entry.keys, **{field: f"dataset.{field}" for field in chosen}}
+    return replace(entry, **_shared(cfg, split), **chosen, keys=keys)
 
 
 def _shared(cfg: Any, split: str) -> dict[str, Any]:

@@ -90,12 +90,13 @@ class PeriodicCheckpointer(HookBase):
         self._saved_at = -1
 
     def after_step(self) -> None:
-        """Save where a period ends."""
-        if self.trainer.iteration % self._period == 0:
+        """Save where a period ends, and at the last iteration."""
+        iteration = self.trainer.iteration
+        if iteration % self._period == 0 or iteration == self.trainer.max_iters:
             self._save()
 
     def after_train(self) -> None:
-        """Save the end, which need not close a period."""
+        """Save where training was stopped early."""
         if self._saved_at != self.trainer.iteration:
             self._save()
 

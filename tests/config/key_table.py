@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# Thin and quick; every row starts from here. `{shapes}`, `{mirrored}`, `{made}` and `{trained}` are folders, see `world`.
+# Thin and quick; every row starts from here. `{shapes}`, `{mirrored}`, `{made}`, `{trained}`: folders, see `world`.
 BASE = (
     *("device=cpu", "results_dir=out", "model.object_mask_threshold=0.1"),
     *("model.backbone.type=efficientvit", "model.backbone.efficientvit.name=custom"),
@@ -27,21 +27,20 @@ BASE = (
 
 
 class Row(NamedTuple):
+    key: str
     value: str
     observable: str  # a function of observables.py
     context: tuple[str, ...] = ()  # what the key needs to matter
 
 
-TABLE: dict[str, Row] = {}
+TABLE: list[Row] = []
 
 
 def rows(section: str, observable: str, values: dict[str, str], context: tuple[str, ...] = ()) -> None:
-    """Rows of one observable; `a.b` in `values` may have more context, as `value | key=value | ...`."""
+    """Rows of one observable: key -> value, with more context as in `value | key=value | key=value`."""
     for name, text in values.items():
         value, *more = (part.strip() for part in text.split("|"))
-        key = f"{section}.{name}" if section else name
-        assert key not in TABLE, f"{key} has two rows"
-        TABLE[key] = Row(value, observable, (*context, *more))
+        TABLE.append(Row(f"{section}.{name}" if section else name, value, observable, (*context, *more)))
 
 
 def _backbone(name: str, **sizes: str) -> tuple[str, ...]:
@@ -50,9 +49,13 @@ def _backbone(name: str, **sizes: str) -> tuple[str, ...]:
 
 
 SWIN = _backbone(
-    *("swin",),
-    **{"type": "custom", "embed_dim": "8", "depths": "[1, 1, 1, 2]", "num_heads": "[1, 1, 2, 2]"},
-    **{"window_size": "4", "drop_path_rate": "0.0"},
+    "swin",
+    type="custom",
+    embed_dim="8",
+    depths="[1, 1, 1, 2]",
+    num_heads="[1, 1, 2, 2]",
+    window_size="4",
+    drop_path_rate="0.0",
 )
 RESNET = _backbone("resnet", type="custom", depth="18", stem_channels="8", res2_channels="8", width="8")
 FEWER_LEVELS = "model.sem_seg_head.deformable_transformer_encoder_in_features=[res4, res5]"
@@ -342,6 +345,54 @@ rows(
     ("evaluate.checkpoint={trained}/model_epoch_000.pth",),
 )
 rows("evaluate", "libraries", {"coco_backend": "faster_coco_eval"}, ("evaluate.coco_backend=pycocotools",))
+
+# Once more, in other circumstances.
+BY_NAME = ("dataset.val.name=shapes_semantic_val", "evaluate.tasks=[semantic]")
+rows("dataset", "val_data", {"ignore_label": "254", "label_map": "{mirrored}/label_map.json"}, BY_NAME)
+rows("dataset", "val_data", {"val.max_images": "1", "val.target_size": "[32, 64]"}, BY_NAME)
+rows("dataset", "train_data", {"contiguous_id": "False"}, ("model.sem_seg_head.num_classes=9",))
+rows(
+    "dataset",
+    "train_data",
+    {"train.filter_empty": "True", "train.max_images": "2"},
+    (
+        *("dataset.train.type=coco_panoptic", "dataset.train.panoptic_json={made}/panoptic.json"),
+        *("dataset.train.panoptic_dir={made}/panoptic", "dataset.train.img_dir={made}/images"),
+        "dataset.train.mapper=where_loaded",
+    ),
+)
+rows(
+    "dataset",
+    "train_data",
+    {
+        "augmentation.horizontal_flip": "1.0",
+        "augmentation.vertical_flip": "0.5",
+        "augmentation.train_crop_size": "[32, 48]",
+        "train.target_size": "[64, 32]",
+    },
+    ("dataset.augmentation.policy=lsj",),
+)
+rows("dataset.augmentation", "train_data", {"train_min_size": "[32]"}, ("dataset.augmentation.train_min_size=[64]",))
+rows("train", "recomputation", {"activation_checkpoint": "True"}, SWIN)
+rows("train", "recomputation", {"activation_checkpoint": "True"}, RESNET)
+FPN = ("model.sem_seg_head.pixel_decoder=FPNPixelDecoder",)
+rows("model.sem_seg_head", "losses", {"norm": "", "common_stride": "8", "convs_dim": "64", "mask_dim": "32"}, FPN)
+for schedule in ("MultiStep", "StepLR", "Warmuppoly", "WarmupPoly", "Cosine", "AutoReduce"):
+    values = {"verbose": "True", "optim.warmup_iters": "5"}
+    values |= {"optim.gamma": "0.5"} if schedule in ("MultiStep", "StepLR", "AutoReduce") else {}
+    values |= {"optim.min_lr_factor": "0.5"} if schedule not in ("MultiStep", "StepLR") else {}
+    values |= {"num_epochs": "9"} if schedule in ("Warmuppoly", "WarmupPoly", "Cosine") else {}
+    context = (f"train.optim.lr_scheduler={schedule}", "train.optim.step_size=2", "train.optim.milestones=[2]")
+    rows("train", "trajectory", values, (*context, "train.iters_per_epoch=2", "train.num_epochs=6"))
+CLIP_EACH = ("train.clip_grad_type=norm", "train.optim.type=SGD")
+rows("train", "trajectory", {"clip_grad_norm": "1.0", "clip_grad_norm_type": "1.0"}, CLIP_EACH)
+rows("train", "trajectory", {"clip_grad_norm": "1.0"}, ("train.clip_grad_type=value", "train.optim.type=SGD"))
+rows("train", "trajectory", {"optim.momentum": "0.5", "optim.weight_decay": "1.0"}, ("train.optim.type=AdamW",))
+rows("train", "run", {"precision": "fp16"})
+TRAINED = ("evaluate.checkpoint={trained}/model_epoch_000.pth", "evaluate.batch_size=1")
+rows("train", "evaluation", {"is_dry_run": "True", "num_visualizations": "2"}, TRAINED)
+rows("model", "evaluation", {"mode": "semantic"}, TRAINED)
+rows("model", "evaluation", {"mode": "instance"}, TRAINED)
 
 # Keys that a task needs and m2f cannot honour: key -> the task that refuses the value, by the name of the key.
 REFUSED: dict[str, tuple[str, str]] = {

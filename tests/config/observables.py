@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -30,9 +30,7 @@ from m2f.solver import Horizon, build_clipper, build_optimizer, build_schedule
 from m2f.structures.instances import Instances
 from m2f.structures.metadata import Category, Metadata
 
-Observable = Callable[[CfgNode], Any]
 TIMES = ("time", "data_time", "max_memory_mib")  # scalars that no two runs share
-WRITTEN_BY_HAND = ("model_", "results.json", "metrics.json")  # compared by content; other files by name
 
 
 # Values.

@@ -49,7 +49,7 @@ class ProbeEvaluator(Evaluator):
     def reset(self) -> None:
         self.images = 0
 
-    def process(self, inputs: Any, outputs: Any) -> None:
+    def process(self, inputs: Any, _outputs: Any) -> None:
         self.images += len(inputs)
 
     def evaluate(self) -> dict[str, float]:
