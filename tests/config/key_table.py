@@ -375,6 +375,8 @@ rows(
 rows("dataset.augmentation", "train_data", {"train_min_size": "[32]"}, ("dataset.augmentation.train_min_size=[64]",))
 rows("train", "recomputation", {"activation_checkpoint": "True"}, SWIN)
 rows("train", "recomputation", {"activation_checkpoint": "True"}, RESNET)
+# Of the encoder alone: the backbone recomputes on both sides.
+rows("train", "recomputation", {"activation_checkpoint": "True"}, ("model.backbone.efficientvit.use_checkpoint=True",))
 FPN = ("model.sem_seg_head.pixel_decoder=FPNPixelDecoder",)
 rows("model.sem_seg_head", "losses", {"norm": "", "common_stride": "8", "convs_dim": "64", "mask_dim": "32"}, FPN)
 for schedule in ("MultiStep", "StepLR", "Warmuppoly", "WarmupPoly", "Cosine", "AutoReduce"):

@@ -119,11 +119,11 @@ def answers(cfg: CfgNode) -> Any:
 
 
 def recomputation(cfg: CfgNode) -> Any:
-    """How often each kind of layer runs in a forward and backward pass."""
+    """How often the layers of each part run in a forward and backward pass."""
     model = filled(build_model(cfg, metadata_of(cfg))).train()
     calls: dict[str, int] = {}
     for name, module in model.named_modules():
-        part = ".".join(name.split(".")[:1])
+        part = name.partition(".")[0]
         module.register_forward_hook(lambda *_, part=part: calls.update({part: calls.get(part, 0) + 1}))
     torch.stack(list(model(batch()).values())).sum().backward()
     return described(calls)

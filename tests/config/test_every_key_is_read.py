@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,6 +72,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
         trainer = DefaultTrainer(load_spec(None, [*table.BASE, f"train.results_dir={folders['trained']}"]))
         trainer.train()
         yield folders
+    _undo_logging()
+
+
+def _undo_logging() -> None:
+    """Take back what the command did to m2f's logger; tests that come later listen to it."""
+    root = logging.getLogger("m2f")
+    root.propagate = True
+    root.setLevel(logging.NOTSET)
+    for handler in [h for h in root.handlers if type(h) in (logging.StreamHandler, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 Spec = Callable[..., CfgNode]

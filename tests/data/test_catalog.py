@@ -117,6 +117,24 @@ def test_label_map_of_the_spec_wins_over_a_rows_table(cfg, tmp_path, builders):
     assert load_dataset(entry).metadata.names == ["kind 1", "kind 2", "kind 3"]
 
 
+def test_what_the_spec_sets_wins_over_a_row_and_a_default_leaves_it_alone(cfg):
+    (row,) = entries(cfg, "val", ["cityscapes_val"])
+    assert (row.zero_is_ignore, row.ignore_label) == (False, 255)
+    cfg.dataset.ignore_label, cfg.dataset.zero_is_ignore = 254, False
+    (row,) = entries(cfg, "val", ["ade20k_val"])
+    assert (row.zero_is_ignore, row.ignore_label) == (False, 254)
+    assert row.key("ignore_label") == "dataset.ignore_label"
+
+
+def test_the_root_of_all_splits_serves_those_without_their_own(cfg):
+    cfg.dataset.root_dir, cfg.dataset.val.root_dir = "all", "own"
+    for split in ("train", "val"):
+        cfg.dataset[split].type, cfg.dataset[split].annot_file = "ade", "list.jsonl"
+    (train,), (val,) = entries(cfg, "train"), entries(cfg, "val")
+    assert (train.annotations, train.root_dir, train.key("root_dir")) == ("all/list.jsonl", "all", "dataset.root_dir")
+    assert (val.annotations, val.root_dir, val.key("root_dir")) == ("own/list.jsonl", "own", "dataset.val.root_dir")
+
+
 def test_a_test_split_may_be_a_folder_of_images(cfg, tmp_path, builders):
     for name in ("b.JPEG", "sub/a.png", ".hidden.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
