@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m2f/__init__.py").read_text()).group(1)
 
 ONNX_RUNTIME = "onnxruntime>=1.17"
-TORCH = ["torch>=2.3", "torchvision>=0.18"]
+TORCH = ["torch>=2.6", "torchvision>=0.21"]  # 2.6: the norm of gradients apart from clipping them
 
 setup(
     name="m2f",
@@ -28,11 +28,12 @@ setup(
         "yacs>=0.1.8",
         "PyYAML>=6.0",
         "numpy>=1.24",
-        "Pillow>=9.5",
+        "Pillow>=10.1",
         "scipy>=1.10",
         "pycocotools>=2.0.7",
         "tensorboard>=2.13",
         "tqdm>=4.60",
+        "tabulate>=0.9",
         "onnx>=1.15",
     ],
     extras_require={

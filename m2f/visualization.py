@@ -111,15 +111,13 @@ def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _instance_regions(value: Instances, metadata: Metadata, min_score: float) -> Iterator[_Region]:
-    masks = [_decoded(mask) for mask in value.masks]
-    for row in sorted(range(len(value)), key=lambda row: -int(masks[row].sum())):
-        score = None if value.scores is None else float(value.scores[row])
-        if score is not None and score < min_score:
-            continue
+    scores = [None] * len(value) if value.scores is None else value.scores.tolist()
+    masks = {row: _decoded(value.masks[row]) for row, score in enumerate(scores) if score is None or score >= min_score}
+    for row in sorted(masks, key=lambda row: -int(masks[row].sum())):
         label = int(value.labels[row])
         is_crowd = value.is_crowd is not None and bool(value.is_crowd[row])
         color = _shade(metadata.categories[label].color, row if metadata.categories[label].is_thing else None)
-        yield _Region(masks[row], color, _text(metadata.names[label], score), is_crowd)
+        yield _Region(masks[row], color, _text(metadata.names[label], scores[row]), is_crowd)
 
 
 def _decoded(mask: Tensor | dict[str, Any]) -> np.ndarray:

@@ -68,6 +68,8 @@ def test_an_outline_separates_neighbours():
 def test_scores_below_the_threshold_are_left_out_and_crowds_are_striped():
     assert (draw_instances(RED, instances(scores=torch.tensor([0.3])), TOY) == (255, 0, 0)).all()
     assert (draw_instances(RED, instances(scores=torch.tensor([0.7])), TOY)[0, 0] == (128, 128, 0)).all()
+    unread = Instances(torch.tensor([1]), [{"size": [20, 30], "counts": "no code"}], scores=torch.tensor([0.1]))
+    assert (draw_instances(RED, unread, TOY) == (255, 0, 0)).all()  # what is left out is not decoded either
     crowd = draw_instances(RED, instances(is_crowd=torch.tensor([True])), TOY)
     untouched = (crowd[:, :14] == (255, 0, 0)).all(-1).mean()
     assert 0.3 < untouched < 0.9

@@ -30,7 +30,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", choices=["train", "val"], default="train")
     parser.add_argument("--num", type=int, default=16, metavar="N", help="pictures to draw (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the spec")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def samples(args: argparse.Namespace) -> Iterator[tuple[Metadata, ModelInput]]:

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 # A file under this name is a write that has not ended; whoever finds one later may delete it.
 PARTIAL_PREFIX = ".writing-"
 _SPELLING = re.compile(r"model_epoch[=_-](\d+)(?:[_-]step[=_-](\d+))?\.pth")
-_DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError)
+_UNPICKLING = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, LookupError, AttributeError)
+_DAMAGE = (*_UNPICKLING, RuntimeError, ValueError, OSError)
 
 
 class Checkpointer:
@@ -70,40 +71,33 @@ class Checkpointer:
         (self.directory / name).unlink(missing_ok=True)
 
     def latest(self) -> Path | None:
-        """The newest checkpoint of the folder, or None."""
+        """The newest checkpoint of the folder under whatever name, or None."""
         if self.latest_path.is_file():
             return self.latest_path
         newest = self._numbered()
         return newest[0] if newest else None
 
     def load_latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Read the newest checkpoint that is whole, with its path; None where the folder has none.
+        """Read the checkpoint to resume from, with its path; None where the latest name is not there.
 
-        A damaged file can only come from outside, as writes are atomic: it is passed over with a warning.
+        To remove that name alone is the documented way to start afresh. A damaged file can only come from outside, as
+        writes are atomic: it is passed over with a warning for the newest numbered one that is whole.
 
         Raises:
             ValueError: there are checkpoints, and none can be read.
         """
-        paths = ([self.latest_path] if self.latest_path.is_file() else []) + self._numbered()
+        if not self.latest_path.is_file():
+            return None
+        paths = [self.latest_path, *self._numbered()]
         for path in paths:
             try:
                 return path, load_file(path)
             except ValueError as error:
                 logger.warning("%s; FALLING BACK to the next older checkpoint", error)
-        if paths:
-            raise ValueError(
-                f"{self.directory}: none of its {len(paths)} checkpoints can be read; "
-                "to start afresh set train.resume: never or another train.results_dir"
-            )
-        return None
-
-    def find(self, path: str | Path) -> Path:
-        """See `find_checkpoint`."""
-        return find_checkpoint(path)
-
-    def load_file(self, path: str | Path) -> dict[str, Any]:
-        """See `load_file`."""
-        return load_file(path)
+        raise ValueError(
+            f"{self.directory}: none of its {len(paths)} checkpoints can be read; "
+            "to start afresh set train.resume: never or another train.results_dir"
+        )
 
     def _numbered(self) -> list[Path]:
         """Checkpoints with a number in their name, newest first."""
@@ -127,7 +121,7 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is none; the message lists what the folder holds.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         return path
     asked = _SPELLING.fullmatch(path.name)
@@ -153,9 +147,12 @@ def load_file(path: str | Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"checkpoint {path} is damaged or of another kind: {reason}") from error
+        raise ValueError(
+            f"{path}: not a readable checkpoint. It is damaged, was not written by torch.save, or holds more than "
+            f"tensors and plain containers (then save its state dict alone). torch says: {reason}"
+        ) from error
     if not isinstance(state, dict):
-        raise ValueError(f"checkpoint {path} holds a {type(state).__name__}, not a dictionary")
+        raise ValueError(f"{path}: holds a {type(state).__name__}, not a dict")
     return state
 
 

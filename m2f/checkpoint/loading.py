@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from m2f.checkpoint.checkpointer import load_file
 from m2f.checkpoint.convert import State, to_m2f
 
 PARTS = ("backbone", "pixel_decoder", "transformer_decoder")
@@ -58,7 +57,7 @@ def read_state(path: str | Path) -> tuple[State, dict[str, Any]]:
     """Read a weight file of m2f, the official code, TAO, torchvision, Microsoft's Swin or mit-han-lab.
 
     Args:
-        path: a file that `torch.save` wrote.
+        path: a file that `torch.save` wrote, in any spelling that `find_checkpoint` knows.
 
     Returns:
         The weights under m2f's names, and what else the file holds (an m2f checkpoint's iteration, spec, metadata ...)
@@ -128,25 +127,14 @@ def _open(weights: str | Path | Mapping[str, Tensor], own: Mapping[str, Tensor])
     return "a state dict", state, scheme
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weight file")
+def _read(path: Path) -> dict[str, Any]:
     if path.suffix in (".pkl", ".safetensors", ".onnx"):
         raise ValueError(f"{path}: {path.suffix} files are not read; give a file that torch.save wrote (.pth, .pt)")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError, KeyError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{path}: not a readable weight file. It is truncated, was not written by torch.save, or holds more than "
-            f"tensors and plain containers (then save its state dict alone). torch says: {reason}"
-        ) from error
+    return load_file(path)
 
 
-def _split(path: Path, content: Any) -> tuple[State, dict[str, Any]]:
+def _split(path: Path, content: dict[str, Any]) -> tuple[State, dict[str, Any]]:
     """A file's weights, and the rest of it: m2f and official files have `model`, Lightning's have `state_dict`."""
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), Mapping):
             rest = {other: value for other, value in content.items() if other != key}

@@ -121,7 +121,8 @@ class CfgNode(_FvcoreCfgNode):
         for name, value in update.items():
             key = f"{prefix}{name}"
             if not isinstance(name, str) or name not in node:
-                raise SpecError(f"{source}: unknown key {key!r}{nearest_key(self, key)}")
+                shown = "" if isinstance(value, Mapping) else f" (its value: {value!r})"
+                raise SpecError(f"{source}: unknown key {key!r}{nearest_key(self, key)}{shown}")
             if not isinstance(node[name], CfgNode):
                 node[name] = self._checked(key, node[name], value, source)
                 self._origin.sources[key] = source
@@ -141,7 +142,7 @@ class CfgNode(_FvcoreCfgNode):
             return None
         if kind.is_list:
             if not isinstance(value, list):
-                hint = f"; write [{value}]" if _fits(kind.type, value) else ""
+                hint = "; write []" if value is None else f"; write [{value}]" if _fits(kind.type, value) else ""
                 raise SpecError(f"{source}: {key!r} must be {kind}, got {_shown(value)}{hint}")
             return [_coerced(f"{key}[{i}]", kind, item, source) for i, item in enumerate(value)]
         if value is None and kind.type is str:

@@ -16,19 +16,21 @@ class Range(NamedTuple):
     high: float = math.inf
     low_open: bool = False
     high_open: bool = False
+    allows_zero: bool = True
 
     def allows(self, value: float) -> bool:
         """Whether `value` lies inside."""
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
-        return above and below
+        return above and below and (self.allows_zero or value != 0)
 
     def __str__(self) -> str:
         if self.low == self.high:
             return f"{self.low:g}"
         low = f"{'>' if self.low_open else '>='} {self.low:g}" if self.low > -math.inf else ""
         high = f"{'<' if self.high_open else '<='} {self.high:g}" if self.high < math.inf else ""
-        return " and ".join(part for part in (low, high) if part) or "a number"
+        zero = "" if self.allows_zero else "not 0"
+        return " and ".join(part for part in (low, high, zero) if part) or "a number"
 
 
 POSITIVE = Range(0, low_open=True)
@@ -194,7 +196,7 @@ NOT_EMPTY: tuple[str, ...] = (
 
 # One task's own keys: checked when that task runs, so that they never stand in the way of another.
 _DEVICES: dict[str, Range] = {"num_gpus": POSITIVE, "gpu_ids": NOT_NEGATIVE, "num_nodes": POSITIVE}
-_BATCH = Range(-1)
+_BATCH = Range(-1, allows_zero=False)
 TASK_RANGES: dict[str, dict[str, Range]] = {
     "train": {f"train.{key}": limits for key, limits in _DEVICES.items()},
     "evaluate": {**{f"evaluate.{key}": limits for key, limits in _DEVICES.items()}, "evaluate.batch_size": _BATCH},

@@ -6,7 +6,6 @@ Files and command line are layers, each a nested mapping with a source; later la
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,10 +146,8 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     words = list(overrides)
     while words:
         word = words.pop(0)
-        if re.match(r"[\w.]*=", word):
-            key, _, text = word.partition("=")
-        else:
-            key = word
+        key, equals, text = word.partition("=")
+        if not equals:
             if not words or words[0].partition("=")[0] in known:
                 raise SpecError(f"{COMMAND_LINE}: {key!r} has no value; write {key}=VALUE or {key} VALUE")
             text = words.pop(0)

@@ -56,13 +56,20 @@ def check_task(cfg: CfgNode, task: str) -> None:
         _fail(cfg, "encryption_key", "is set, but m2f does not encrypt model files; leave it out", shown="<hidden>")
     if task == "evaluate" and cfg.evaluate.trt_engine:
         _fail(cfg, "evaluate.trt_engine", "needs TensorRT, which m2f does not use; set evaluate.checkpoint instead")
+    if task == "train":
+        _check_best_metric(cfg)
     _refuse_several_processes(cfg, task)
 
 
 def reconcile_devices(cfg: CfgNode) -> None:
-    """Make `num_gpus` and `gpu_ids` of each task agree: the larger number wins."""
+    """Make `num_gpus` and `gpu_ids` of each task agree: the larger number wins.
+
+    An impossible `num_gpus` stays, for `check_task` to refuse.
+    """
     for task in ("train", "evaluate", "inference"):
         node = cfg[task]
+        if cfg.was_set(f"{task}.num_gpus") and node.num_gpus < 1:
+            continue
         count = max(node.num_gpus, len(node.gpu_ids))
         ids = list(node.gpu_ids) if len(node.gpu_ids) == count else list(range(count))
         if (node.num_gpus, node.gpu_ids) != (count, ids):
@@ -104,8 +111,6 @@ def _check_ranges(cfg: CfgNode, ranges: dict[str, rules.Range]) -> None:
         for item in _items(cfg.leaf(key)):
             if item is not None and not limits.allows(item):
                 _fail(cfg, key, f"it must be {limits}")
-        if limits is rules.TASK_RANGES["evaluate"]["evaluate.batch_size"] and cfg.leaf(key) == 0:
-            _fail(cfg, key, "it must be > 0, or -1")
 
 
 def _check_lists(cfg: CfgNode) -> None:
@@ -208,6 +213,17 @@ def _check_train(cfg: CfgNode) -> None:
     train = cfg.train
     if train.early_stop_patience and not train.best_metric:
         _fail(cfg, "train.early_stop_patience", "it needs train.best_metric, as in panoptic/PQ")
+
+
+def _check_best_metric(cfg: CfgNode) -> None:
+    """What is wrong or odd for certain; which metrics there are is known only after an evaluation."""
+    if cfg.train.best_metric.startswith("val_loss") and cfg.train.best_mode == "max":
+        logger.warning("train.best_mode is max: the HIGHEST %s counts as the best", cfg.train.best_metric)
+    tasks = cfg.evaluate.tasks or [cfg.model.mode]
+    word = cfg.train.best_metric.partition("/")[0]
+    if word in rules.TASKS and word not in tasks and not cfg.evaluate.evaluators:
+        problem = f"this run evaluates {', '.join(tasks)} only; see evaluate.tasks"
+        _fail(cfg, "train.best_metric", problem, others=["evaluate.tasks", "model.mode"])
 
 
 def _refuse_several_processes(cfg: CfgNode, task: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from m2f.data.catalog import DatasetCatalog, DatasetEntry, LoadedDataset, datasets_root
+from m2f.data.packed import PackedRecords
 from m2f.registry import Registry
 from m2f.structures.sample import Record
 
@@ -64,7 +65,7 @@ def entries(cfg: Any, split: str, names: Sequence[str] = ()) -> list[DatasetEntr
 
 
 def load_dataset(entry: DatasetEntry) -> LoadedDataset:
-    """Read an entry's annotation files.
+    """Read an entry's annotation files; the records come in one packed buffer, ready to be shared by workers.
 
     Raises:
         KeyError: `entry.format` is not registered.
@@ -83,7 +84,7 @@ def load_dataset(entry: DatasetEntry) -> LoadedDataset:
         raise ValueError(
             f"dataset {entry.name!r} ({entry.format}) holds no image: {entry.annotations or entry.image_dir}"
         )
-    return LoadedDataset(metadata, records)
+    return LoadedDataset(metadata, PackedRecords.of(records))
 
 
 def _has_target(record: Record) -> bool:

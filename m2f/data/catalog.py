@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,10 +81,13 @@ class DatasetEntry:
 
 
 class LoadedDataset(NamedTuple):
-    """What a format's reader gives: what the labels mean, and one record per image, in the file's order."""
+    """What a format's reader gives: what the labels mean, and one record per image, in the file's order.
+
+    A reader gives a list; `load_dataset` packs it.
+    """
 
     metadata: Metadata
-    records: list[Record]
+    records: Sequence[Record]
 
 
 def datasets_root() -> Path:

@@ -45,8 +45,7 @@ def read_image(path: str) -> Picture:
         ValueError: it is broken, cut short, or holds floats.
     """
     image = _open(path)
-    orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
-    orientation = orientation if 1 <= orientation <= 8 else 1
+    orientation = _orientation(image)
     pixels = _rgb(image, path)
     return Picture(np.ascontiguousarray(orient(pixels, orientation)), (image.height, image.width), orientation)
 
@@ -113,6 +112,15 @@ def _open(path: str) -> Image.Image:
         raise FileNotFoundError(f"no such image: {path}") from None
     except _UNREADABLE as error:
         raise ValueError(f"cannot read image {path}: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; as stored (1) where the tag is absent or broken, which is how it is shown too."""
+    try:
+        tag = image.getexif().get(_ORIENTATION_TAG)
+    except _UNREADABLE:
+        return 1
+    return int(tag) if tag in range(1, 9) else 1
 
 
 def _rgb(image: Image.Image, path: str) -> NDArray[np.uint8]:

@@ -43,12 +43,10 @@ class EvalLoader:
 
     Args:
         batches: the loader behind it.
-        num_images: images of this rank's share.
     """
 
-    def __init__(self, batches: DataLoader[Any], num_images: int) -> None:
+    def __init__(self, batches: DataLoader[Any]) -> None:
         self._batches = batches
-        self.num_images = num_images
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -77,7 +75,7 @@ def build_train_loader(cfg: Any, dataset: LoadedDataset, start: int = 0, seed: i
     sampler = SAMPLER_REGISTRY.build(node.sampler, cfg, dataset.records, seed)
     batches = _data_loader(
         cfg,
-        _MappedDraws(PackedRecords(dataset.records), mapper, seed),
+        _MappedDraws(PackedRecords.of(dataset.records), mapper, seed),
         _DrawStream(sampler, start + rank(), world_size()),
         batch_size=node.batch_size,
         num_workers=node.num_workers,
@@ -111,12 +109,12 @@ def build_eval_loader(
     asked = (cfg.inference if split == "test" else cfg.evaluate).batch_size
     batches = _data_loader(
         cfg,
-        _MappedDraws(PackedRecords(dataset.records), mapper, _EVAL_SEED, may_replace=False),
+        _MappedDraws(PackedRecords.of(dataset.records), mapper, _EVAL_SEED, may_replace=False),
         shard,
         batch_size=asked if asked > 0 else node.batch_size,
         num_workers=min(node.num_workers, len(shard)),
     )
-    return EvalLoader(batches, len(shard))
+    return EvalLoader(batches)
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,8 @@ class EvalMapper:
         """
         picture = read_image(record["file_name"])
         truth = read_truth(record, self.metadata, picture) if self.tasks or self.with_targets else None
-        no_labels = np.full(picture.size, -1)
-        geometry = self.policy.draw(rng, picture.size, truth.label_map if truth else lambda: no_labels)
+        labels = truth.label_map if truth else lambda: np.full(picture.size, -1)
+        geometry = self.policy.draw(rng, picture.size, labels)
         sample = _sample(record, picture, geometry.apply_image(picture.pixels))
         if truth is None:
             return sample

@@ -13,6 +13,7 @@ from m2f.data.images import Picture, orient
 from m2f.data.transforms import Geometry
 
 Rle = dict[str, Any]  # {"size": [height, width], "counts": bytes}
+_FARTHEST = 1e5  # pixels from the origin: beyond any image that Pillow opens, and little enough for pycocotools to draw
 
 
 class Outline(NamedTuple):
@@ -32,15 +33,21 @@ def read_outline(segmentation: Any, frame: tuple[int, int], picture: Picture, na
         name: what to call the object in messages.
 
     Raises:
-        ValueError: the size fits neither the image nor its stored pixels.
+        ValueError: the size fits neither the image nor its stored pixels, or what pycocotools would draw without a
+            check and with wild results: run lengths that do not fill the size, coordinates that are no place.
     """
-    if isinstance(segmentation, dict):
-        height, width = segmentation["size"]
-        return Outline([], _turned(_compressed(segmentation), (height, width), picture, name))
+    is_code = isinstance(segmentation, dict)
+    frame = tuple(segmentation["size"]) if is_code else frame
+    if frame not in (picture.size, picture.stored_size):
+        raise ValueError(f"{name} is drawn for {frame} pixels (height, width), but its image has {picture.size}")
+    if is_code:
+        return Outline([], _turned(_compressed(segmentation, name), frame, picture))
     polygons = [np.asarray(part, dtype=np.float64).reshape(-1, 2) for part in segmentation if len(part) >= 6]
+    if any(not (np.abs(polygon) <= _FARTHEST).all() for polygon in polygons):  # NaN is not less either
+        raise ValueError(f"{name}: a polygon has a corner that is not finite, or farther than {_FARTHEST:.0f} pixels")
     if frame == picture.size:
         return Outline(polygons, None)
-    return Outline([], _turned(_polygon_rle(polygons, frame), frame, picture, name))
+    return Outline([], _turned(_polygon_rle(polygons, frame), frame, picture))
 
 
 def encode(outline: Outline, size: tuple[int, int]) -> Rle:
@@ -50,8 +57,8 @@ def encode(outline: Outline, size: tuple[int, int]) -> Rle:
 
 def encode_masks(masks: NDArray[np.bool_]) -> list[Rle]:
     """Run-length codes of (N, H, W) masks."""
-    columns_first = masks.transpose(0, 2, 1).reshape(len(masks), masks.shape[2], masks.shape[1])
-    codes: list[Rle] = coco_mask.encode(np.ascontiguousarray(columns_first).view(np.uint8).transpose(2, 1, 0))
+    columns_first = np.ascontiguousarray(masks.transpose(0, 2, 1))
+    codes: list[Rle] = coco_mask.encode(columns_first.view(np.uint8).transpose(2, 1, 0))
     return codes
 
 
@@ -107,16 +114,38 @@ def _polygon_rle(polygons: list[NDArray[np.float64]], size: tuple[int, int]) -> 
     return code
 
 
-def _compressed(code: Rle) -> Rle:
-    return coco_mask.frPyObjects(code, *code["size"]) if isinstance(code["counts"], list) else code
+def _compressed(code: Rle, name: str) -> Rle:
+    """The code with its counts as text, after a look at whether they fill its size."""
+    height, width = code["size"]
+    is_list = isinstance(code["counts"], list)
+    runs = np.asarray(code["counts"], dtype=np.int64) if is_list else run_lengths(code["counts"])
+    if runs.min(initial=0) < 0 or runs.sum() != height * width:
+        raise ValueError(f"{name}: run lengths of {runs.sum()} pixels do not fill {height} x {width}")
+    return coco_mask.frPyObjects(code, height, width) if is_list else code
 
 
-def _turned(code: Rle, frame: tuple[int, int], picture: Picture, name: str) -> Rle:
+def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
+    """Decode COCO's text: digits of 5 bits, the lowest first, the sixth bit set on all but a number's last.
+
+    The highest bit of the last digit is the sign; from the fourth on, a number is the difference to the one two before.
+    """
+    digits = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(digits & 32 == 0)
+    first = np.concatenate([[0], last + 1])[:-1]
+    number = np.repeat(np.arange(len(last)), last + 1 - first)  # that each digit belongs to
+    shift = 5 * (np.arange(len(number)) - first[number])
+    runs = np.zeros(len(last), dtype=np.int64)
+    np.add.at(runs, number, (digits[: len(number)] & 31) << shift)
+    runs -= np.where(digits[last] & 16, 1 << (5 * (last + 1 - first)), 0)
+    for start in (1, 2):  # differences add up among the odd and among the even places; the first of all stands alone
+        runs[start::2] = runs[start::2].cumsum()
+    return runs
+
+
+def _turned(code: Rle, frame: tuple[int, int], picture: Picture) -> Rle:
     """A code drawn in `frame`, turned along with the picture where it was drawn on the stored pixels."""
     if frame == picture.size:
         return code
-    if frame != picture.stored_size:
-        raise ValueError(f"{name} is drawn for {frame} pixels (height, width), but its image has {picture.size}")
     return encode_masks(orient(coco_mask.decode(code).view(np.bool_), picture.orientation)[None])[0]
 
 

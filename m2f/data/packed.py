@@ -25,6 +25,11 @@ class PackedRecords(Sequence[Record]):
         self._ends = torch.from_numpy(ends)
         self._bytes = torch.from_numpy(np.frombuffer(bytearray(b"".join(pickles)), dtype=np.uint8))
 
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> PackedRecords:
+        """The records packed; as they are if they are already."""
+        return records if isinstance(records, cls) else cls(records)
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 
@@ -43,8 +48,3 @@ class PackedRecords(Sequence[Record]):
         begin, end = self._ends[place : place + 2].tolist()
         record: Record = pickle.loads(self._bytes[begin:end].numpy().data)
         return record
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the buffer."""
-        return len(self._bytes)

@@ -55,15 +55,15 @@ class Truth(Protocol):
 
 
 def check_ignore_label(metadata: Metadata) -> None:
-    """Refuse an ignore label that is also a class.
+    """Refuse an ignore label that is also a label. (That it is no mask value of a class, the masks' reader checks.)
 
     Raises:
         ValueError: it is.
     """
     ignore = metadata.ignore_label
-    if 0 <= ignore < metadata.num_classes or ignore in metadata.label_of:
+    if 0 <= ignore < metadata.num_classes:
         raise ValueError(
-            f"dataset {metadata.name!r}: ignore_label {ignore} is also the label or id of one of its "
+            f"dataset {metadata.name!r}: ignore_label {ignore} is also the label of one of its "
             f"{metadata.num_classes} classes; set dataset.ignore_label to a larger value, such as 65535"
         )
 

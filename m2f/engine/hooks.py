@@ -167,8 +167,9 @@ class EvalHook(HookBase):
         metrics = self._evaluate()
         self._evaluated_at = iteration
         self.trainer.storage.put_scalars(metrics, smoothed=False)
-        self.trainer.record_evaluation(metrics)
+        # First, so that a checkpoint written after the evaluation, the best one, holds what the schedule made of it.
         self._observe({**metrics, "train_loss": self._loss_average.take()})
+        self.trainer.record_evaluation(metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """Which iteration was evaluated last."""
@@ -222,11 +223,18 @@ class EarlyStopping(_MetricWatcher):
         self._patience = patience
         self._waited = 0
 
-    def act(self, is_better: bool, value: float) -> None:
+    def before_train(self) -> None:
+        """A run that ended early has ended, unless it is resumed with more patience."""
+        self._stop_if_waited_enough()
+
+    def act(self, is_better: bool, value: float) -> None:  # noqa: ARG002 - the contract
         """Count, and stop."""
         self._waited = 0 if is_better else self._waited + 1
-        if self._waited >= self._patience:
-            self.trainer.stop(f"{self._metric} = {value:.4g} has not passed {self._best} in {self._waited} evaluations")
+        self._stop_if_waited_enough()
+
+    def _stop_if_waited_enough(self) -> None:
+        if self._waited >= self._patience and not self.trainer.stopped:
+            self.trainer.stop(f"{self._metric} has not passed {self._best} in {self._waited} evaluations")
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, and the evaluations since."""

@@ -82,7 +82,6 @@ def _run(cfg: CfgNode, task: Task, arguments: list[str], trainer_class: type[Def
         directory = setup.prepare_directory(cfg, task)
     except SpecError as error:
         raise _Mistake(str(error)) from error
-    setup.setup_logging(directory)
     status = StatusWriter(directory / "status.json")
     _report(status, "STARTED", f"Starting {task}.")
     try:
@@ -104,6 +103,7 @@ def _prepare_and_run(
             trainer.resume_or_load()
         else:
             trainer.load_for_evaluation()
+        setup.save_spec(cfg, trainer.directory)
     except _ABOUT_INPUT as error:
         raise _Mistake(_one_line(error)) from error
     try:

@@ -119,28 +119,31 @@ def evaluates(cfg: CfgNode) -> bool:
 
 def task_directory(cfg: CfgNode, task: Task) -> Path:
     """Where a task writes: `<task>.results_dir`, else `<results_dir>/<task>`; an empty results_dir is ./results."""
-    return Path(cfg[task].results_dir or Path(cfg.results_dir or "results") / task)
+    return Path(cfg[task].results_dir or Path(cfg.results_dir or "results") / task).expanduser()
 
 
 def prepare_directory(cfg: CfgNode, task: Task) -> Path:
-    """Make the results folder of a task and save the resolved spec in it.
+    """Make the results folder of a task and open the log in it.
 
     Raises:
         SpecError: the folder cannot be written to.
     """
     directory = task_directory(cfg, task)
-    if not distributed.is_main():
-        return directory
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        fresh = directory / f"{SPEC_FILE}.tmp"
-        fresh.write_text(dump_spec(cfg))
-        os.replace(fresh, directory / SPEC_FILE)
+        setup_logging(directory)
     except OSError as error:
         raise SpecError(
             f"the results folder {directory} cannot be written to: {error}; set results_dir or {task}.results_dir"
         ) from error
     return directory
+
+
+def save_spec(cfg: CfgNode, directory: Path) -> None:
+    """Save the resolved spec beside the results, once it is certain that they will be this spec's."""
+    if distributed.is_main():
+        fresh = directory / f"{SPEC_FILE}.tmp"
+        fresh.write_text(dump_spec(cfg))
+        os.replace(fresh, directory / SPEC_FILE)
 
 
 def setup_logging(directory: Path | None) -> None:

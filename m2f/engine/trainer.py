@@ -184,7 +184,7 @@ class DefaultTrainer(TrainerBase):
             )
             hooks.append(saved)
         hooks.append(EvalHook(self._metrics, horizon.validation_period, average, self.schedule.observe))
-        hooks += self._watchers() if not train.is_dry_run else []
+        hooks += self._watchers()
         return [*hooks, WritersHook(train.log_interval)]
 
     def build_writers(self) -> list[Writer]:
@@ -269,7 +269,7 @@ class DefaultTrainer(TrainerBase):
             key = "train.best_metric" if train.best_metric else "train.optim.monitor_name"
             if not self.eval_sets:
                 raise ValueError(f"{key} watches the evaluation, but dataset.val names no data")
-        if not train.best_metric:
+        if not train.best_metric or train.is_dry_run:
             return []
         stopping = EarlyStopping(train.best_metric, train.best_mode, train.early_stop_patience)
         best = BestCheckpointer(train.best_metric, train.best_mode, self.checkpointer)
@@ -304,18 +304,17 @@ class DefaultTrainer(TrainerBase):
         if train.resume_training_checkpoint_path:
             path = find_checkpoint(train.resume_training_checkpoint_path)
             return path, load_file(path)
-        if train.resume == "auto":
-            return self.checkpointer.load_latest()
-        if self.checkpointer.latest() is not None:
-            logger.warning(
-                "train.resume is never: the checkpoints in %s will be overwritten", self.checkpointer.directory
-            )
-        return None
+        found = self.checkpointer.load_latest() if train.resume == "auto" else None
+        if found is None and self.checkpointer.latest() is not None:
+            never = train.resume == "never"
+            reason = "train.resume is never" if never else f"{self.checkpointer.latest_path} is not there"
+            logger.warning("%s: the checkpoints in %s will be overwritten", reason, self.checkpointer.directory)
+        return found
 
     def _load_pretrained(self) -> None:
         weights = self.cfg.model.backbone.pretrained_weights
         if self.cfg.train.pretrained_model_path:
-            _log_report(load_weights(self.model, find_checkpoint(self.cfg.train.pretrained_model_path)))
+            _log_report(load_weights(self.model, self.cfg.train.pretrained_model_path))
         elif weights:
             _log_report(load_weights(self.model, weights, part="backbone"))
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import io
 from collections.abc import Sequence
@@ -50,18 +49,14 @@ def coco_tables(
     Args:
         backend: one of `BACKENDS`.
         truth: a COCO instance file's content (images, annotations, categories); ids count from 1.
-        results: COCO result rows of that `iou_type`; may be empty.
+        results: COCO result rows of that `iou_type`; may be empty; written into.
         iou_type: segm | bbox.
         max_dets: results per image and category that count, ascending.
     """
     dataset_type, evaluation_type = _types(backend if results else "pycocotools")  # the others want a result
     with contextlib.redirect_stdout(io.StringIO()):  # they print
         annotated = _indexed(dataset_type, truth)
-        found = (
-            annotated.loadRes(copy.deepcopy(results))
-            if results
-            else _indexed(dataset_type, {**truth, "annotations": []})
-        )
+        found = annotated.loadRes(results) if results else _indexed(dataset_type, {**truth, "annotations": []})
         evaluation = evaluation_type(annotated, found, iou_type)
         evaluation.params.maxDets = list(max_dets)
         evaluation.evaluate()
@@ -74,7 +69,8 @@ def coco_tables(
 
 def _indexed(dataset_type: Any, content: dict[str, Any]) -> Any:
     dataset = dataset_type()
-    dataset.dataset = copy.deepcopy(content)  # the evaluation writes into it
+    rows = [dict(row) for row in content["annotations"]]  # the evaluation writes into them, though not into their masks
+    dataset.dataset = {**content, "annotations": rows}
     dataset.createIndex()
     return dataset
 

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from m2f import distributed
-from m2f.structures.sample import ModelInput, ModelOutput
+from m2f.structures.sample import ModelInput, ModelOutput, Task
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,18 @@ class Evaluator(ABC):
         Returns:
             "<task>/<metric>" -> value, in percent, NaN where nothing was there to measure; None except on rank 0.
         """
+
+
+def truth_of(sample: ModelInput, task: Task) -> Any:
+    """What the input says is right, of the type that `ModelInput` states for the task.
+
+    Raises:
+        ValueError: it says nothing.
+    """
+    if task not in sample:
+        name = sample.get("file_name", "an image")
+        raise ValueError(f"{name} has no {task} truth to compare with; is it annotated, and does its mapper attach it?")
+    return sample[task]
 
 
 def inference_on_dataset(

@@ -14,7 +14,7 @@ from m2f import distributed
 from m2f.config import CfgNode
 from m2f.evaluation.build import EVALUATOR_REGISTRY
 from m2f.evaluation.coco_backend import CocoTables, choose_backend, coco_tables
-from m2f.evaluation.evaluator import Evaluator
+from m2f.evaluation.evaluator import Evaluator, truth_of
 from m2f.structures.instances import Instances
 from m2f.structures.metadata import Metadata
 from m2f.structures.sample import ModelInput, ModelOutput
@@ -69,13 +69,13 @@ class InstanceEvaluator(Evaluator):
         """Keep input["instance"] and output["instance"] as run lengths.
 
         Raises:
-            ValueError: an image comes twice.
+            ValueError: an image comes twice, or without a truth.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             image_id = sample["image_id"]
             if image_id in self._images:
                 raise ValueError(f"image_id {image_id!r} comes twice in dataset {self._metadata.name!r}")
-            truths, answers = list(self._rows(sample["instance"])), list(self._rows(output["instance"]))
+            truths, answers = list(self._rows(truth_of(sample, "instance"))), list(self._rows(output["instance"]))
             self._images[image_id] = _Image(sample["height"], sample["width"], truths, answers)
 
     def evaluate(self) -> dict[str, float] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from m2f import distributed
 from m2f.config import CfgNode
 from m2f.evaluation.build import EVALUATOR_REGISTRY
-from m2f.evaluation.evaluator import Evaluator
+from m2f.evaluation.evaluator import Evaluator, truth_of
 from m2f.structures.metadata import Metadata
 from m2f.structures.panoptic import PanopticMap
 from m2f.structures.sample import ModelInput, ModelOutput
@@ -58,11 +58,13 @@ class PanopticEvaluator(Evaluator):
         """Match the segments of output["panoptic"] with those of input["panoptic"].
 
         Raises:
-            ValueError: a map holds an id without a segment, or a prediction a segment without a pixel.
+            ValueError: there is no truth, or a map holds an id without a segment, or a prediction a segment without
+                a pixel.
         """
         for sample, output in zip(inputs, outputs, strict=True):
+            truth: PanopticMap = truth_of(sample, "panoptic")
             try:
-                _count_image(self._counts, sample["panoptic"], output["panoptic"])
+                _count_image(self._counts, truth, output["panoptic"])
             except ValueError as error:
                 raise ValueError(f"{sample.get('file_name', 'an image')}: {error}") from error
 

@@ -10,7 +10,7 @@ import torch
 from m2f import distributed
 from m2f.config import CfgNode
 from m2f.evaluation.build import EVALUATOR_REGISTRY
-from m2f.evaluation.evaluator import Evaluator
+from m2f.evaluation.evaluator import Evaluator, truth_of
 from m2f.structures.metadata import Metadata
 from m2f.structures.sample import ModelInput, ModelOutput
 
@@ -44,12 +44,12 @@ class SemanticEvaluator(Evaluator):
         """Count the pixels of input["semantic"] against the highest of output["semantic"].
 
         Raises:
-            ValueError: a truth holds a label that is neither a class nor the ignore label.
+            ValueError: there is no truth, or it holds a label that is neither a class nor the ignore label.
         """
         classes = self._metadata.num_classes
         for sample, output in zip(inputs, outputs, strict=True):
             scores = output["semantic"]
-            truth = sample["semantic"].to(scores.device)
+            truth = truth_of(sample, "semantic").to(scores.device)
             predicted = scores.max(0).indices  # several times as fast as argmax on a CPU
             counted = truth != self._metadata.ignore_label
             truth, predicted = truth[counted], predicted[counted]

@@ -74,7 +74,7 @@ class TargetBatch:
         self.counts = [len(target.labels) for target in targets]
         self.first_rows = [sum(self.counts[:image]) for image in range(len(targets))]
         self.labels = torch.cat([target.labels for target in targets])
-        self._masks = CornerMaps(torch.cat([target.masks.to(torch.uint8) for target in targets]))
+        self._masks = CornerMaps(torch.cat([target.masks for target in targets]))
         self._valid = self._pack_valid(targets)
 
     def _pack_valid(self, targets: Sequence[MaskTarget]) -> CornerMaps | None:

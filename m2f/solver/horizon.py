@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,23 +38,6 @@ class Horizon:
         unit = 1 if train.checkpoint_interval_unit == "step" else per_epoch
         return cls(per_epoch, max_iters, train.checkpoint_interval * unit, train.validation_interval * per_epoch)
 
-    @property
-    def num_epochs(self) -> int:
-        """Epochs of the whole run; the last may be incomplete."""
-        return math.ceil(self.max_iters / self.iters_per_epoch)
-
     def iterations(self, epochs: float) -> int:
         """A number of epochs in iterations."""
         return round(epochs * self.iters_per_epoch)
-
-    def epoch_of(self, iteration: int) -> int:
-        """The epoch, from 0, of the iteration numbered from 0."""
-        return iteration // self.iters_per_epoch
-
-    def is_last(self, iteration: int) -> bool:
-        """Whether the run ends with this iteration (numbered from 0)."""
-        return iteration + 1 >= self.max_iters
-
-    def is_epoch_end(self, iteration: int) -> bool:
-        """Whether an epoch, the incomplete last one included, ends with this iteration (numbered from 0)."""
-        return (iteration + 1) % self.iters_per_epoch == 0 or self.is_last(iteration)

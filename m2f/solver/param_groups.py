@@ -14,13 +14,6 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 _POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
 
 
-class Rate(NamedTuple):
-    """What an optimiser does to a parameter."""
-
-    lr: float
-    weight_decay: float
-
-
 class _Rule(NamedTuple):
     in_backbone: bool
     decays: bool
@@ -41,33 +34,29 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, backbone_mult
         ValueError: no parameter learns.
     """
     groups: dict[_Rule, list[nn.Parameter]] = {}
-    for _, parameter, rule in _ruled_parameters(model):
+    for parameter, rule in _ruled_parameters(model):
         groups.setdefault(rule, []).append(parameter)
     if not groups:
         raise ValueError("train.freeze leaves nothing to train: every parameter of the model is frozen")
-    rates = {rule: _rate(rule, lr, weight_decay, backbone_multiplier) for rule in groups}
-    return [{"params": groups[rule], **rates[rule]._asdict()} for rule in sorted(groups)]
+    return [
+        {
+            "params": groups[rule],
+            "lr": lr * backbone_multiplier if rule.in_backbone else lr,
+            "weight_decay": weight_decay if rule.decays else 0.0,
+        }
+        for rule in sorted(groups)
+    ]
 
 
-def parameter_rates(model: nn.Module, lr: float, weight_decay: float, backbone_multiplier: float) -> dict[str, Rate]:
-    """Name -> rate of every parameter that learns, in the order of the model; arguments as in `param_groups`."""
-    return {name: _rate(rule, lr, weight_decay, backbone_multiplier) for name, _, rule in _ruled_parameters(model)}
-
-
-def _rate(rule: _Rule, lr: float, weight_decay: float, backbone_multiplier: float) -> Rate:
-    return Rate(lr * backbone_multiplier if rule.in_backbone else lr, weight_decay if rule.decays else 0.0)
-
-
-def _ruled_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, _Rule]]:
-    """Each learning parameter once, under its first name."""
+def _ruled_parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, _Rule]]:
+    """Each learning parameter once, as its first name has it."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            full_name = f"{prefix}.{name}" if prefix else name
-            yield full_name, parameter, _Rule(full_name.startswith(BACKBONE), _decays(module, name))
+            yield parameter, _Rule(f"{prefix}.".startswith(BACKBONE), _decays(module, name))
 
 
 def _decays(module: nn.Module, name: str) -> bool:

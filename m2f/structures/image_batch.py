@@ -1,4 +1,4 @@
-"""Images of different sizes as one tensor, and back."""
+"""Images of different sizes as one tensor."""
 
 from __future__ import annotations
 
@@ -47,10 +47,6 @@ class ImageBatch:
     def padded_size(self) -> tuple[int, int]:
         """(height, width) of the frame."""
         return int(self.tensor.shape[-2]), int(self.tensor.shape[-1])
-
-    def images(self) -> list[Tensor]:
-        """The images (C, h, w) without their padding, as views."""
-        return [slot[:, :h, :w] for slot, (h, w) in zip(self.tensor, self.sizes, strict=True)]
 
 
 def pad_to(maps: Tensor, size: tuple[int, int], value: bool = False) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -50,11 +50,6 @@ class Instances:
             value = getattr(self, field.name)
             chosen[field.name] = [value[i] for i in rows.tolist()] if isinstance(value, list) else _take(value, rows)
         return Instances(**chosen)
-
-    def to(self, device: torch.device) -> Instances:
-        """The same rows with every tensor on `device`."""
-        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        return replace(self, **moved)
 
 
 def _take(value: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -48,7 +48,7 @@ class Record(TypedDict, total=False):
     height: int  # pixels, after EXIF orientation; 0 when the format does not say
     width: int
     sem_seg_file_name: str
-    pan_seg_file_name: str  # absent where the panoptic file does not mention the image: nothing is known of it
+    pan_seg_file_name: str
     segments_info: list[SegmentInfo]
     annotations: list[Annotation]
 

@@ -130,7 +130,14 @@ def test_damaged_files_are_passed_over_loudly(
         found = checkpointer.load_latest()
     assert found is not None
     assert found[0].name == "model_epoch_001.pth"
-    assert caplog.text.count("is damaged or of another kind") == 2
+    assert caplog.text.count("not a readable checkpoint") == 2
+
+
+def test_without_the_latest_name_nothing_is_resumed(checkpointer: Checkpointer) -> None:
+    path = checkpointer.save("model_epoch_000.pth", state(1))
+    checkpointer.latest_path.unlink()
+    assert checkpointer.load_latest() is None
+    assert checkpointer.latest() == path  # to evaluate it is no risk
 
 
 def test_nothing_but_damage_is_an_error(checkpointer: Checkpointer) -> None:
@@ -149,7 +156,7 @@ def test_a_state_that_could_not_be_read_back_is_refused(checkpointer: Checkpoint
 
 def test_a_file_with_code_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": Path("x")}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="is damaged or of another kind"):
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
         load_file(tmp_path / "model.pth")
 
 
@@ -168,6 +175,12 @@ def test_a_named_step_is_never_another_step(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "model_epoch=049.pth").name == "model_epoch_049_step_00500.pth"
     with pytest.raises(FileNotFoundError, match=r"holds model_epoch_049_step_00400\.pth, model_epoch_049_step_00500"):
         find_checkpoint(tmp_path / "model_epoch_049_step_00450.pth")
+
+
+def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model_epoch_001.pth").touch()
+    assert find_checkpoint("~/model_epoch=001.pth") == tmp_path / "model_epoch_001.pth"
 
 
 def test_an_empty_folder_says_so(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_file_without_the_wanted_part_is_refused() -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent.pth: no such weight file"):
+    with pytest.raises(FileNotFoundError, match=r"absent.pth does not exist"):
         load_weights(Model(), tmp_path / "absent.pth")
 
 
@@ -163,13 +163,13 @@ def test_truncated_files_are_named(tmp_path: Path, length: int) -> None:
     path = tmp_path / "cut.pth"
     torch.save(Model().state_dict(), path)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ValueError, match=r"cut.pth: not a readable weight file"):
+    with pytest.raises(ValueError, match=r"cut.pth: not a readable checkpoint"):
         read_state(path)
 
 
 def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
     torch.save(Model(), tmp_path / "whole.pth")
-    with pytest.raises(ValueError, match=r"whole.pth: not a readable weight file.*save its state dict alone"):
+    with pytest.raises(ValueError, match=r"whole.pth: not a readable checkpoint.*save its state dict alone"):
         read_state(tmp_path / "whole.pth")
 
 

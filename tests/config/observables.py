@@ -145,7 +145,7 @@ def _data(cfg: CfgNode, split: str) -> Any:
     loaded = load_dataset(entry)
     loader = build_train_loader(cfg, loaded) if split == "train" else build_eval_loader(cfg, loaded, split)
     batches = list(islice(loader, 4))
-    return described([entry.name, loaded.metadata, loaded.records, batches])
+    return described([entry.name, loaded.metadata, list(loaded.records), batches])
 
 
 def train_data(cfg: CfgNode) -> Any:

@@ -32,6 +32,7 @@ def test_int_becomes_float_but_float_never_int():
             {"train": {"optim": {"milestones": [11, 12.5]}}},
             r"'train.optim.milestones\[1\]' must be int, got float 12.5",
         ),
+        ({"train": {"freeze": None}}, r"'train.freeze' must be a list of str, got null; write \[\]"),
         ({"train": {"freeze": [3]}}, r"'train.freeze\[0\]' must be str, got int 3"),
         ({"train": {"gpu_ids": 0}}, r"'train.gpu_ids' must be a list of int, got int 0; write \[0\]"),
         ({"dataset": {"val": {"target_size": ["a"]}}}, r"'dataset.val.target_size\[0\]' must be int, got str 'a'"),
@@ -69,7 +70,7 @@ def test_unknown_key_names_the_nearest(key, right):
     inner[name] = 1
     with pytest.raises(SpecError) as error:
         merged(update)
-    assert str(error.value) == f"my.yaml: unknown key {key!r}; did you mean {right!r}?"
+    assert str(error.value) == f"my.yaml: unknown key {key!r}; did you mean {right!r}? (its value: 1)"
 
 
 def test_null_and_empty_mean_unset_for_text_and_none_for_optional_numbers():

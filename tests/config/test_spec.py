@@ -93,6 +93,8 @@ def test_both_spellings_of_overrides_mix(write):
             ["model.num_classes=3"],
             "command line: unknown key 'model.num_classes'; did you mean 'model.sem_seg_head.num_classes'",
         ),
+        (["train.num-epochs=5"], "command line: unknown key 'train.num-epochs'; did you mean 'train.num_epochs'"),
+        (["+model_name=x"], "command line: unknown key '\\+model_name'; did you mean 'model_name'.*value: 'x'"),
         (["train=3"], "command line: 'train' is a section"),
         (["train.optim.lr.x=3"], "command line: 'train.optim.lr' must be float, got a section"),
         (["train=3", "train.seed=3"], "command line: 'train.seed' is inside 'train'"),

@@ -118,9 +118,12 @@ def test_the_larger_number_of_gpus_wins(words, count, ids, caplog):
         ("train", ["train.distributed_strategy=fsdp"], "'train.distributed_strategy' is 'fsdp'"),
         ("train", ["encryption_key=hush"], "'encryption_key' is <hidden>"),
         ("train", ["train.num_gpus=0", "train.gpu_ids=[]"], "it must be > 0"),
+        ("train", ["train.num_gpus=0"], "'train.num_gpus' is 0: it must be > 0"),
+        ("train", ["train.best_metric=panoptic/PQ", "model.mode=semantic"], "'train.best_metric'.*semantic only"),
+        ("train", ["train.best_metric=semantic/mIoU", "evaluate.tasks=[instance]"], "evaluates instance only"),
         ("evaluate", ["evaluate.trt_engine=a.engine"], "'evaluate.trt_engine'"),
         ("evaluate", ["evaluate.num_gpus=2"], "'evaluate.num_gpus' is 2"),
-        ("evaluate", ["evaluate.batch_size=0"], "'evaluate.batch_size' is 0"),
+        ("evaluate", ["evaluate.batch_size=0"], "'evaluate.batch_size' is 0: it must be >= -1 and not 0"),
         ("export", ["export.opset_version=0"], "'export.opset_version' is 0"),
         ("export", ["export.input_channel=1"], "'export.input_channel' is 1: it must be 3"),
         ("export", [], "'export' is not available"),
@@ -134,6 +137,13 @@ def test_a_task_refuses_what_it_cannot_honour_and_no_other_task_minds(task, word
     assert "hush" not in str(error.value)
     if words and words[0] != "encryption_key=hush":
         check_task(cfg, "evaluate" if task == "train" else "train")
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_loss_that_should_rise_is_said(mode, caplog):
+    with caplog.at_level(logging.WARNING, logger="m2f"):
+        check_task(load_spec(None, ["train.best_metric=val_loss", f"train.best_mode={mode}"]), "train")
+    assert ("HIGHEST val_loss" in caplog.text) == (mode == "max")
 
 
 def test_an_unknown_task_is_our_mistake():

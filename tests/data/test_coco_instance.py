@@ -66,6 +66,10 @@ def test_filter_empty_drops_images_without_a_target(instances_root, builders):
         (("annotations", 0, "segmentation"), [[1, 2, 3, 4]], "at least three points"),
         (("annotations", 0, "segmentation"), None, "segmentation is a list of polygons or an RLE"),
         (("annotations", 2, "segmentation", "size"), [8, 6], r"RLE of size \[8, 6\]"),
+        (("annotations", 2, "segmentation", "counts"), None, "segmentation is a list of polygons or an RLE"),
+        (("annotations", 2, "area"), None, r"annotations\[2\].*area is a number of pixels, got None"),
+        (("annotations", 2, "area"), float("nan"), "area is a number of pixels, got nan"),
+        (("annotations", 2, "area"), -1, "area is a number of pixels, got -1"),
         (("annotations", 0), 5, r"annotations\[0\]: expected an object"),
         (("images", 1, "id"), 3, r"images\[1\] \(id 3\): another image has this id"),
         (

@@ -12,7 +12,7 @@ def entry_of(root, **changes):
 
 def test_records_carry_png_and_segments(panoptic_root):
     metadata, records = load_dataset(entry_of(panoptic_root, panoptic_dir=str(panoptic_root / "panoptic")))
-    assert [record["image_id"] for record in records] == [3, 1, 2]
+    assert [record["image_id"] for record in records] == [3, 1]
     assert records[1]["pan_seg_file_name"] == str(panoptic_root / "panoptic" / "1.png")
     assert records[1]["segments_info"] == [
         {"id": 300, "category_id": 7, "area": 24},
@@ -23,12 +23,14 @@ def test_records_carry_png_and_segments(panoptic_root):
     assert metadata.names == ["cat", "grass"]
 
 
-def test_an_image_without_annotation_is_kept_unless_filtered(panoptic_root):
+def test_images_without_annotation_are_left_out_and_counted(panoptic_root, builders, caplog):
     records = load_dataset(entry_of(panoptic_root)).records
-    assert records[2]["segments_info"] == []
-    assert "pan_seg_file_name" not in records[2]
+    assert all("pan_seg_file_name" in record for record in records)  # training and evaluation can use every record
+    assert "panoptic.json: 1 of 3 images have no annotation" in caplog.text
     kept = load_dataset(entry_of(panoptic_root, filter_empty=True)).records
     assert [record["image_id"] for record in kept] == [1]  # 3 holds a crowd only
+    builders.write_json(panoptic_root / "panoptic.json", {**builders.panoptic_content(), "annotations": []})
+    assert len(load_dataset(entry_of(panoptic_root)).records) == 3  # images alone, for inference
 
 
 def test_folder_of_pngs_defaults_to_the_files_stem(panoptic_root):
@@ -52,6 +54,7 @@ def test_folder_of_pngs_defaults_to_the_files_stem(panoptic_root):
         (("annotations", 0, "segments_info", 0, "id"), 2, r"segments_info\[1\]: id 2: another segment"),
         (("annotations", 0, "segments_info", 0, "id"), 256**3, "no PNG holds an id above"),
         (("annotations", 0, "segments_info", 0, "category_id"), 1, "category_id 1 is not in categories"),
+        (("annotations", 0, "segments_info", 0, "area"), "24", r"segments_info\[0\]: area is a number of pixels"),
         (("annotations", 0, "segments_info", 1), None, r"segments_info\[1\]: expected an object"),
     ],
 )

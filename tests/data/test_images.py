@@ -29,6 +29,12 @@ def test_exif_orientation_is_applied_as_pillow_applies_it(tmp_path: Path, orient
     assert (orient(PIXELS, orientation) == picture.pixels).all()
 
 
+@pytest.mark.parametrize("block", [b"Exif\0\0garbage!", b"Exif\0\0II*\0"])
+def test_a_broken_exif_block_breaks_nothing(tmp_path: Path, block: bytes) -> None:
+    picture = read_image(_save(Image.fromarray(PIXELS), tmp_path / "a.png", exif=block))
+    assert picture.orientation == 1 and (picture.pixels == PIXELS).all()
+
+
 def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
     rgb = Image.fromarray(PIXELS)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):

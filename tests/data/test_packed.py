@@ -25,7 +25,7 @@ def test_it_is_a_list_of_the_records() -> None:
 
 def test_one_buffer_holds_everything() -> None:
     packed = PackedRecords(RECORDS)
-    assert packed.num_bytes == sum(len(pickle.dumps(r, protocol=pickle.HIGHEST_PROTOCOL)) for r in RECORDS)
+    assert len(packed._bytes) == sum(len(pickle.dumps(r, protocol=pickle.HIGHEST_PROTOCOL)) for r in RECORDS)
     assert list(pickle.loads(pickle.dumps(packed))) == RECORDS
 
 

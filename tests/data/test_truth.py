@@ -12,6 +12,7 @@ from PIL import Image
 from m2f.data.build import load_dataset
 from m2f.data.catalog import DatasetEntry
 from m2f.data.images import Picture, orient, read_image
+from m2f.data.outlines import run_lengths
 from m2f.data.transforms import Geometry
 from m2f.data.truth import check_ignore_label, read_truth
 from m2f.structures.metadata import Category, Metadata
@@ -149,7 +150,8 @@ def test_many_classes_in_sixteen_bits(tmp_path: Path) -> None:
 
 def test_an_ignore_label_that_is_a_class_is_refused() -> None:
     check_ignore_label(METADATA)
-    for first, count in ((1, 300), (1, 255), (0, 256)):
+    check_ignore_label(Metadata("sparse", (Category(255, "an id of a COCO file, which no mask holds"),)))
+    for first, count in ((1, 300), (0, 256)):
         with pytest.raises(ValueError, match=r"ignore_label 255.*65535"):
             check_ignore_label(Metadata("many", tuple(Category(i + first, str(i)) for i in range(count))))
 
@@ -180,6 +182,29 @@ def test_polygons_and_their_codes_see_the_same_crop() -> None:
     for mask in looked_up:
         assert (mask == geometry.apply_ids(coco_mask.decode(code))).all()
         assert (mask & drawn).sum() / (mask | drawn).sum() > 0.95
+
+
+@pytest.mark.parametrize("counts", [[100, 30], [100, 3000], [], [100, 2300, 100, -100], "T3n0", "", "no code"])
+def test_run_lengths_that_do_not_fill_their_size_are_refused(counts: list[int] | str) -> None:
+    """pycocotools would take what is missing from whatever the memory holds."""
+    with pytest.raises(ValueError, match=r"a\.jpg: annotation 3: run lengths of .* do not fill 40 x 60"):
+        _instances([{"id": 3, "category_id": 7, "segmentation": {"size": list(SIZE), "counts": counts}}])
+
+
+@pytest.mark.parametrize("x", [float("nan"), float("inf"), -1e9])
+def test_polygons_from_nowhere_are_refused(x: float) -> None:
+    """pycocotools would end the process."""
+    polygon = [[1, 1, 20, 1, 20, 20], [x, 4, 30, 5, 8, 9]]
+    with pytest.raises(ValueError, match=r"a\.jpg: annotation 3: a polygon has a corner"):
+        _instances([{"id": 3, "category_id": 7, "segmentation": polygon}])
+
+
+def test_run_lengths_are_read_from_text_as_pycocotools_wrote_them() -> None:
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.02, 0.5, 1.0):
+        mask = np.kron(rng.random((7, 9)) < share, np.ones((41, 53))).astype(np.uint8)
+        runs = run_lengths(coco_mask.encode(np.asfortranarray(mask))["counts"])
+        assert (np.repeat(np.arange(len(runs)) % 2, runs) == mask.T.ravel()).all()
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:

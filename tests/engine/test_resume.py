@@ -147,6 +147,8 @@ def test_changed_architecture_is_refused(
     assert run(spec_file, tmp_path / "run", override) == 2
     assert words in capsys.readouterr().err
     assert_equal(before, latest(tmp_path / "run"))
+    spec = load_spec(tmp_path / "run" / "train" / "spec.yaml")  # that of the run whose results lie there
+    assert (spec.model.mask_former.num_object_queries, spec.model.mask_former.nheads) == (6, 4)
     assert run(spec_file, tmp_path / "run", override, "train.resume=never", "train.max_iters=1") == 0
 
 
@@ -161,6 +163,19 @@ def test_finished_run_says_so_and_evaluates(
     assert "training is finished: 2 of 2 iterations are done; evaluating only" in capsys.readouterr().out
     assert (tmp_path / "run" / "train" / "results.json").is_file()
     assert_equal(before, latest(tmp_path / "run"))
+
+
+def test_removing_the_latest_checkpoint_starts_afresh(
+    spec_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["train.max_iters=2", "train.validation_interval=4", "dataset.val.name="]
+    assert run(spec_file, tmp_path / "run", *short) == 0
+    (tmp_path / "run" / "train" / "mask2former_model_latest.pth").unlink()
+    capsys.readouterr()
+    assert run(spec_file, tmp_path / "run", *short) == 0
+    said = capsys.readouterr().out
+    assert "mask2former_model_latest.pth is not there: the checkpoints in" in said
+    assert "starting from random weights" in said
 
 
 def test_changed_settings_hold_and_are_said(

@@ -12,6 +12,7 @@ import torch
 
 from m2f.config import load_spec
 from m2f.engine.run import main
+from m2f.engine.setup import task_directory
 from m2f.engine.trainer import DefaultTrainer
 
 QUICK = ["train.max_iters=1"]
@@ -107,6 +108,17 @@ def test_an_unwritable_results_folder_is_the_users_mistake(
     (tmp_path / "file").touch()
     assert main(["-e", str(spec_file), f"results_dir={tmp_path / 'file'}"]) == 2
     assert "cannot be written to" in error_line(capsys)
+
+
+def test_where_a_task_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words, folder in (
+        ([], "results/train"),
+        (["results_dir=runs"], "runs/train"),
+        (["results_dir=~/runs"], f"{tmp_path}/runs/train"),
+        (["results_dir=runs", "train.results_dir=mine"], "mine"),
+    ):
+        assert str(task_directory(load_spec(None, words), "train")) == folder
 
 
 class Defective(DefaultTrainer):
@@ -241,8 +253,9 @@ def test_without_val_training_runs_and_says_so(
     assert "this run is not evaluated" in capsys.readouterr().out
     assert not (results / "train" / "results.json").exists()
     watch = ["train.optim.lr_scheduler=AutoReduce", "train.optim.monitor_name=val_loss"]
-    assert main(["-e", str(spec_file), *QUICK, "dataset.val.name=", *watch]) == 2
-    assert "train.optim.monitor_name watches the evaluation" in error_line(capsys)
+    for more in ([], ["train.is_dry_run=True"]):
+        assert main(["-e", str(spec_file), *QUICK, "dataset.val.name=", *watch, *more]) == 2
+        assert "train.optim.monitor_name watches the evaluation" in error_line(capsys)
 
 
 def test_a_second_run_in_a_process_does_not_speak_twice(spec_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

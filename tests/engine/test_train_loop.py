@@ -124,6 +124,37 @@ def test_early_stopping_waits_for_patience(mode: Any, values: list[float], ends:
     assert loop.iteration == ends
 
 
+@pytest.mark.parametrize(("patience", "ends"), [(2, 3), (4, 5)])
+def test_a_run_that_ended_early_has_ended_unless_it_gets_more_patience(patience: int, ends: int) -> None:
+    loop = Loop(6)
+    evaluating(loop, [2.0, 1.0, 1.0], period=1)
+    loop.register_hooks([EarlyStopping("panoptic/PQ", "max", 2)])
+    loop.train()
+    again = Loop(6)
+    evaluating(again, [1.0] * 3, period=1)
+    again.register_hooks([EarlyStopping("panoptic/PQ", "max", patience)])
+    again.iteration = loop.iteration
+    again.load_hook_states(loop.hook_states())
+    again.train()
+    assert again.iteration == ends
+    assert again.stopped
+
+
+def test_hooks_meet_an_evaluation_when_the_schedule_has_seen_it() -> None:
+    # A best checkpoint would otherwise remember the evaluation as made and its effect on the rates as not.
+    order: list[str] = []
+
+    class Saves(HookBase):
+        def after_evaluation(self, metrics: dict[str, float]) -> None:  # noqa: ARG002
+            order.append("hook")
+
+    loop = Loop(1)
+    hook = EvalHook(lambda: {"panoptic/PQ": 1.0}, 1, LossAverage(), lambda _: order.append("schedule"))
+    loop.register_hooks([hook, Saves()])
+    loop.train()
+    assert order == ["schedule", "hook"]
+
+
 def test_an_unknown_metric_lists_what_there_is() -> None:
     loop = Loop(1)
     evaluating(loop, [1.0], period=1)

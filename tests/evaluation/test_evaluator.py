@@ -111,6 +111,14 @@ def test_an_empty_shard_is_fine(caplog):
     assert "evaluated 0 images" in caplog.text
 
 
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_an_input_without_a_truth_is_named(task):
+    (evaluator,) = build_evaluators(get_cfg(), TOY, (task,))
+    bare = {"image_id": 1, "height": 6, "width": 8, "file_name": "street.png"}
+    with pytest.raises(ValueError, match=rf"street\.png has no {task} truth"):
+        evaluator.process([bare], [sample(1)])
+
+
 def test_on_batch_sees_every_batch():
     seen = []
     batches = [[sample(1)], [sample(2), sample(3)]]

@@ -29,11 +29,4 @@ def test_periods_follow_their_units():
     assert (horizon.checkpoint_period, horizon.validation_period) == (21, 14)
     horizon = Horizon.from_config(load_spec(None, [*words, "train.checkpoint_interval_unit=step"]), 42)
     assert (horizon.checkpoint_period, horizon.validation_period) == (3, 14)
-
-
-def test_epochs_of_iterations():
-    horizon = Horizon(iters_per_epoch=4, max_iters=10, checkpoint_period=4, validation_period=4)
-    assert [horizon.epoch_of(i) for i in range(10)] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
-    assert [i for i in range(10) if horizon.is_epoch_end(i)] == [3, 7, 9]
-    assert [i for i in range(10) if horizon.is_last(i)] == [9]
-    assert horizon.num_epochs == 3 and horizon.iterations(2) == 8
+    assert horizon.iterations(2) == 14

@@ -5,6 +5,7 @@ Everything is checked once, up front, in one pass; a fault names the dataset, th
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -60,6 +61,12 @@ class CocoFile(NamedTuple):
         """Refuse an iscrowd that is neither 0 nor 1; absent means 0."""
         if row.get("iscrowd", 0) not in (0, 1):
             raise self.fault(where, f"iscrowd is 0 or 1, got {row['iscrowd']!r}")
+
+    def check_area(self, row: dict[str, Any], where: str) -> None:
+        """Refuse an area that is no number of pixels; absent means that the mask is counted."""
+        area = row.get("area", 0)
+        if not isinstance(area, (int, float)) or not 0 <= area < math.inf:
+            raise self.fault(where, f"area is a number of pixels, got {area!r}; leave it out where it is unknown")
 
 
 def read_coco(entry: DatasetEntry, image_dir: str) -> CocoFile:

@@ -34,6 +34,7 @@ def load_coco_instances(entry: DatasetEntry) -> LoadedDataset:
         seen.add(row["id"])
         file.check_category(row, where)
         file.check_crowd(row, where)
+        file.check_area(row, where)
         _check_segmentation(file, row, record, where)
         record["annotations"].append(cast(Annotation, {key: row[key] for key in _KEPT if key in row}))
     return LoadedDataset(file.metadata, list(file.records.values()))
@@ -46,7 +47,11 @@ def _check_segmentation(file: CocoFile, row: dict[str, Any], record: Record, whe
         if not all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in shape):
             raise file.fault(where, "a polygon is a list [x0, y0, x1, y1, ...] of at least three points")
         return
-    if not isinstance(shape, dict) or "counts" not in shape or not isinstance(shape.get("size"), list):
+    if (
+        not isinstance(shape, dict)
+        or not isinstance(shape.get("counts"), (list, str))
+        or not isinstance(shape.get("size"), list)
+    ):
         raise file.fault(where, f'segmentation is a list of polygons or an RLE {{"size", "counts"}}, got {shape!r:.60}')
     if record["height"] and shape["size"] != [record["height"], record["width"]]:
         size = [record["height"], record["width"]]

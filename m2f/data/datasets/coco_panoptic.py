@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from typing import Any, cast
@@ -11,15 +12,18 @@ from m2f.data.catalog import DatasetEntry, LoadedDataset
 from m2f.data.datasets.coco_file import CocoFile, outside, read_coco, safe_join
 from m2f.structures.sample import SegmentInfo
 
+logger = logging.getLogger(__name__)
+
 _KEPT = ("id", "category_id", "iscrowd", "area")
 _LARGEST_ID = 256**3 - 1
 
 
 @DATASET_FORMAT_REGISTRY.register("coco_panoptic")
 def load_coco_panoptic(entry: DatasetEntry) -> LoadedDataset:
-    """One record per image of the file.
+    """One record per annotated image of the file.
 
-    An image that no annotation mentions is kept without segments and without `pan_seg_file_name`: all of it is void.
+    Nothing is known of an image that no annotation mentions, so nothing can be learnt from it or compared with it: it
+    is left out, and the log says so. A file without any annotation gives all its images.
 
     Raises:
         FileNotFoundError: the file or one of its two folders is missing.
@@ -40,7 +44,11 @@ def load_coco_panoptic(entry: DatasetEntry) -> LoadedDataset:
             raise file.fault(where, outside(row.get("file_name")))
         record["pan_seg_file_name"] = mask
         record["segments_info"] = _segments(file, row, where)
-    return LoadedDataset(file.metadata, list(file.records.values()))
+    known = [record for record in file.records.values() if "pan_seg_file_name" in record]
+    unknown = len(file.records) - len(known)
+    if known and unknown:
+        logger.warning("%s: %d of %d images have no annotation: left out", file.path, unknown, len(file.records))
+    return LoadedDataset(file.metadata, known or list(file.records.values()))
 
 
 def _panoptic_dir(entry: DatasetEntry) -> str:
@@ -66,4 +74,5 @@ def _segments(file: CocoFile, row: dict[str, Any], where: str) -> list[SegmentIn
         seen.add(segment["id"])
         file.check_category(segment, place)
         file.check_crowd(segment, place)
+        file.check_area(segment, place)
     return [cast(SegmentInfo, {key: segment[key] for key in _KEPT if key in segment}) for segment in rows]

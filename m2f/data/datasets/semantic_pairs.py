@@ -77,9 +77,8 @@ def _list_roots(entry: DatasetEntry, path: str) -> tuple[str, str]:
         root = entry.existing("root_dir")
         return root, root
     own = os.path.dirname(path)
-    return entry.existing("image_dir") if entry.image_dir else own, entry.existing(
-        "mask_dir"
-    ) if entry.mask_dir else own
+    images = entry.existing("image_dir") if entry.image_dir else own
+    return images, entry.existing("mask_dir") if entry.mask_dir else own
 
 
 def _path(row: dict[str, Any], keys: tuple[str, ...], root: str, where: str) -> str:

@@ -70,12 +70,12 @@ class Backbone(nn.Module):
     def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
         """Call a block, recomputing its activations in the backward pass where that was asked for."""
         if not (self.activation_checkpoint and self.training):
-            return block(*inputs)  # type: ignore[no-any-return]
+            return block(*inputs)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _batch_statistics_kept(block)
 
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
