@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ OPACITY = 0.5
 HATCH = (90, 90, 90)  # void, ignored and crowd regions are striped with it
 FONT_SIZE = 11
 LEAST_AREA_FOR_TEXT = 400  # pixels
+READABLE_SIDE = 320  # pixels; a picture this many times smaller is drawn that many times larger, to hold its texts
 GAP = 4  # white pixels between two pictures side by side
 
 
@@ -42,7 +43,7 @@ def draw_semantic(image: Tensor, value: Tensor, metadata: Metadata) -> np.ndarra
         metadata: names and colours.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        (f H, f W, 3) uint8 RGB; f is 1, or for pictures too small for their texts the factor of `READABLE_SIDE`.
     """
     labels = (value.max(0).indices if value.ndim == 3 else value).cpu().numpy()
     regions = [
@@ -143,8 +144,11 @@ def _text(name: str, score: float | None) -> str:
 
 
 def _draw(image: Tensor, regions: Sequence[_Region], size: tuple[int, ...] | None = None) -> np.ndarray:
-    """Blend the regions over the image, later ones on top, then write all texts."""
+    """Blend the regions over the image, later ones on top, then write all texts; small pictures are magnified."""
     height, width = regions[0].mask.shape if regions else size or image.shape[-2:]
+    factor = max(1, READABLE_SIDE // max(height, width))
+    height, width = factor * height, factor * width
+    regions = [replace(r, mask=r.mask.repeat(factor, 0).repeat(factor, 1)) for r in regions] if factor > 1 else regions
     picture = _resized(image.permute(1, 2, 0).cpu().numpy(), (height, width)).astype(np.float32)
     for region in regions:
         _paint(picture, region)

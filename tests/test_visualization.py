@@ -16,6 +16,12 @@ RED = torch.zeros(3, 20, 30, dtype=torch.uint8)
 RED[0] = 255
 
 
+@pytest.fixture(autouse=True)
+def _drawn_as_they_are(monkeypatch, request):
+    if "magnified" not in request.node.name:
+        monkeypatch.setattr("m2f.visualization.READABLE_SIDE", 0)
+
+
 def left_half() -> torch.Tensor:
     mask = torch.zeros(20, 30, dtype=torch.bool)
     mask[:, :15] = True
@@ -90,6 +96,13 @@ def test_pixels_that_do_not_count_are_striped():
 def test_the_picture_has_the_size_of_the_answer():
     labels = torch.zeros(40, 60, dtype=torch.int64)
     assert draw_task("semantic", RED, labels, TOY).shape == (40, 60, 3)
+
+
+def test_small_pictures_are_magnified_by_a_whole_factor():
+    picture = draw_task("semantic", RED, torch.where(left_half(), 1, 255), TOY)
+    assert picture.shape == (200, 300, 3)
+    assert (picture[:100, :100] == (128, 128, 0)).all(-1).mean() > 0.7  # the rest is text
+    assert draw_task("semantic", RED, torch.zeros(200, 320, dtype=torch.int64), TOY).shape == (200, 320, 3)
 
 
 def test_a_name_is_written_on_a_large_region():

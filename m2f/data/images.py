@@ -117,7 +117,7 @@ def _open(path: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; as stored (1) where the tag is absent or broken, which is how it is shown too."""
     try:
-        tag = image.getexif().get(_ORIENTATION_TAG)
+        tag: Any = image.getexif().get(_ORIENTATION_TAG)
     except _UNREADABLE:
         return 1
     return int(tag) if tag in range(1, 9) else 1

@@ -354,7 +354,7 @@ rows("dataset", "train_data", {"contiguous_id": "False"}, ("model.sem_seg_head.n
 rows(
     "dataset",
     "train_data",
-    {"train.filter_empty": "True", "train.max_images": "2"},
+    {"train.filter_empty": "True", "train.max_images": "1"},
     (
         *("dataset.train.type=coco_panoptic", "dataset.train.panoptic_json={made}/panoptic.json"),
         *("dataset.train.panoptic_dir={made}/panoptic", "dataset.train.img_dir={made}/images"),

@@ -69,11 +69,16 @@ def test_raw_ids_need_no_order_and_may_name_more(panoptic_root):
     assert load(panoptic_root, rows, contiguous_id=False).num_classes == 7
 
 
+def test_a_map_may_rename_and_it_is_said(panoptic_root, caplog):
+    assert load(panoptic_root, [{**CAT, "name": "lion"}, GRASS]).names == ["lion", "grass"]
+    assert "renames 1 categories: 'cat' to 'lion'" in caplog.text.replace('"', "")
+
+
 def test_every_disagreement_is_listed(panoptic_root):
     with pytest.raises(ValueError, match="disagrees") as caught:
-        load(panoptic_root, [{"id": 7, "name": "lion"}, {"id": 2, "name": "grass", "isthing": 1}])
+        load(panoptic_root, [{"id": 8, "name": "cat"}, {"id": 2, "name": "grass", "isthing": 1}])
     text = str(caught.value)
-    assert "id 7 is 'lion' here and 'cat' in the annotation file" in text
+    assert "id 7 ('cat') is missing" in text
     assert "id 2 ('grass') has isthing 1 here and 0 in the annotation file" in text
     assert "label_map.json" in text
     assert "panoptic.json" in text

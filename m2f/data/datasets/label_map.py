@@ -7,6 +7,7 @@ serves m2f's own tables (`categories/*.json`) and the `categories` of a COCO fil
 from __future__ import annotations
 
 import colorsys
+import logging
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from m2f.data.catalog import DatasetEntry
 from m2f.data.datasets.json_file import parse_json, read_json, whole_number
 from m2f.structures.metadata import Category, Metadata, contiguous_metadata, raw_id_metadata
 
+logger = logging.getLogger(__name__)
 Color = tuple[int, int, int]
 _GOLDEN_RATIO = 0.6180339887498949
 _SHOWN_FAULTS = 5
@@ -180,13 +182,14 @@ def _check_agreement(
             f"label map {source} disagrees with the categories of {entry.annotations}: "
             f"{'; '.join(faults[:_SHOWN_FAULTS])}{more}"
         )
+    renamed = [f"{row.name!r} to {by_id[row.id].name!r}" for row in rows if by_id[row.id].name != row.name]
+    if renamed:  # TAO never compares names, so a map may translate them
+        logger.warning("label map %s renames %d categories: %s", source, len(renamed), _short(", ".join(renamed)))
 
 
 def _disagreement(row: CategoryRow, named: CategoryRow | None) -> str:
     if named is None:
         return f"id {row.id} ({row.name!r}) is missing"
-    if named.name != row.name:
-        return f"id {row.id} is {named.name!r} here and {row.name!r} in the annotation file"
     if None not in (named.is_thing, row.is_thing) and named.is_thing != row.is_thing:
         stated = f"isthing {named.is_thing:d} here and {row.is_thing:d} in the annotation file"
         return f"id {row.id} ({row.name!r}) has {stated}"
