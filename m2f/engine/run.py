@@ -12,9 +12,9 @@ from m2f import distributed
 from m2f.config import CfgNode, SpecError, check_task, load_spec
 from m2f.engine import setup
 from m2f.engine.evaluation import flat_metrics
-from m2f.engine.events import StatusWriter
 from m2f.engine.setup import Task
 from m2f.engine.trainer import DefaultTrainer
+from m2f.engine.writers import StatusWriter
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from m2f.data.catalog import LoadedDataset
 from m2f.data.loader import TrainLoader, build_eval_loader, build_train_loader
 from m2f.engine import resume
 from m2f.engine.evaluation import EvaluationSet, Results, evaluate_sets, flat_metrics, require_same_classes
-from m2f.engine.events import ConsoleWriter, EventStorage, JsonWriter, StatusWriter, TensorBoardWriter, Writer
+from m2f.engine.events import EventStorage
 from m2f.engine.hooks import (
     HOOK_REGISTRY,
     BestCheckpointer,
@@ -37,6 +37,7 @@ from m2f.engine.random_state import seed_everything, set_random_state
 from m2f.engine.setup import Task, build_device, evaluates, setup_cudnn, task_directory, tasks_of
 from m2f.engine.step import TrainStep
 from m2f.engine.train_loop import HookBase, TrainerBase
+from m2f.engine.writers import ConsoleWriter, JsonWriter, StatusWriter, TensorBoardWriter, Writer
 from m2f.evaluation import build_evaluators
 from m2f.modeling.build import build_model
 from m2f.solver import Horizon, Schedule, build_clipper, build_optimizer, build_schedule
@@ -207,7 +208,7 @@ class DefaultTrainer(TrainerBase):
             logger.info(
                 "training is finished: %d of %d iterations are done; evaluating only", self.iteration, self.max_iters
             )
-        self._batches: Iterator[list[ModelInput]] = iter(self.build_train_loader(self.position))
+        self._batches: Iterator[list[ModelInput]] | None = None  # opened by the first step: a finished run needs none
         self.model.train()
         if self.random_state is not None:
             set_random_state(self.random_state)
@@ -215,11 +216,13 @@ class DefaultTrainer(TrainerBase):
             super().train()
         finally:
             # Now, by reference count: found later by the cyclic collector, workers take five seconds each to stop.
-            del self._batches
+            self._batches = None
 
     def run_step(self) -> None:
         """Fetch the micro-batches and take one step with them."""
         began = time.perf_counter()
+        if self._batches is None:
+            self._batches = iter(self.build_train_loader(self.position))
         batches = [next(self._batches) for _ in range(self.cfg.train.accumulate_steps)]
         self.storage.put_scalar("data_time", time.perf_counter() - began)
         rate = self.schedule.lr

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from m2f.engine.events import ConsoleWriter, EventStorage, JsonWriter, StatusWriter, TensorBoardWriter
+from m2f.engine.events import EventStorage
+from m2f.engine.writers import ConsoleWriter, JsonWriter, StatusWriter, TensorBoardWriter
 
 
 def filled(start: int, stop: int, storage: EventStorage | None = None) -> EventStorage:
