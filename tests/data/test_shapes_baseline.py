@@ -83,22 +83,3 @@ def test_colours_alone_stay_under_30_and_the_truth_scores_100():
     by_likelihood = panoptic_quality(val, lambda picture: predict(picture.image, votes, True))
     print(f"PQ of colour thresholds on shapes val: {by_majority:.1f} (majority), {by_likelihood:.1f} (class-balanced)")
     assert max(by_majority, by_likelihood) < 30
-
-
-def test_colours_with_perfect_segments_tell_less_than_half():
-    """Even told where every segment is, a colour only hints at the class."""
-    votes = color_votes([scene("train", index) for index in range(100)])
-    best = (votes / np.maximum(votes.sum(0), 1)).argmax(1)
-
-    def answer(picture):
-        colors = quantised(picture.image)
-        named = {s: int(best[np.bincount(colors[picture.ids == s]).argmax()]) for s in picture.categories}
-        ids, categories = picture.ids.copy(), {}
-        for segment, category in named.items():
-            target = 1000 + category if category > 4 else segment
-            ids[picture.ids == segment], categories[target] = target, category
-        return ids, categories
-
-    quality = panoptic_quality([scene("val", index) for index in range(40)], answer)
-    print(f"PQ of colours with perfect segments: {quality:.1f}")
-    assert quality < 50

@@ -1,7 +1,7 @@
 """The drawing of one `shapes` picture: textured stuff behind overlapping things, from numbers alone.
 
-Stuff has any colour; things lean towards a hue and a texture of their class but share both with other things, and the
-hue with stuff, so that form tells the class for sure and colour only hints at it.
+Stuff has any colour, and a texture of its kind. Things lean towards a hue of their class, but share it with stuff and
+with one another, so that colour hints at the class and only form tells what belongs together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEAST_VISIBLE = 130  # pixels of a thing that must stay visible
 _TILT = 0.45  # radians to either side of upright
 _TRIES = 60  # places tried before a picture makes do with fewer things
 _HUES = {1: 0.02, 2: 0.60, 3: 0.36, 4: 0.14}  # of the things, of 1: red, blue, green, yellow
-_TRUST = 0.8  # share of the things that have their class's hue, and of those that have its texture; the rest have any
+_HUE_TRUST = 0.95  # share of the things that have their class's hue; the others, like all stuff, have any
 _NOISE = 0.03  # standard deviation of the pixel noise, of 1
 
 Floats = NDArray[np.float32]
@@ -186,15 +186,13 @@ def _slant(rng: np.random.Generator) -> Floats:
     return np.asarray(_X * np.float32(np.cos(turn)) + _Y * np.float32(np.sin(turn)), np.float32)
 
 
-_THING_RELIEFS: tuple[Callable[[np.random.Generator], Floats], ...] = (_slope, _stripes, _blotches, _plain)  # as _FORMS
+_THING_RELIEFS: tuple[Callable[[np.random.Generator], Floats], ...] = (_plain, _slope, _stripes, _blotches)
 
 
 def _relief(rng: np.random.Generator, category: int) -> Floats:
-    """The texture of a segment: that of its kind of stuff, or for a thing mostly, not always, that of its class."""
-    if category in _STUFF_RELIEF:
-        return _STUFF_RELIEF[category](rng)
-    own = rng.random() < _TRUST
-    return _THING_RELIEFS[category - 1 if own else int(rng.integers(len(_THING_RELIEFS)))](rng)
+    """The texture of a segment: that of its kind of stuff; for a thing any, whatever its class."""
+    draw = _STUFF_RELIEF.get(category) or _THING_RELIEFS[int(rng.integers(len(_THING_RELIEFS)))]
+    return draw(rng)
 
 
 def _clouds(rng: np.random.Generator, cells: int) -> Floats:
@@ -222,7 +220,7 @@ def _light(rng: np.random.Generator) -> Floats:
 def _fresh_color(rng: np.random.Generator, taken: list[Floats], category: int) -> Floats:
     """Of a dozen random colours the one that differs most from those taken, so that edges can be seen."""
     hues = rng.uniform(size=12)
-    if category in _HUES and rng.random() < _TRUST:
+    if category in _HUES and rng.random() < _HUE_TRUST:
         hues = (_HUES[category] + rng.normal(0.0, 0.05, 12)) % 1.0
     candidates: Floats = np.array(
         [
