@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the tensors of tests are small: more threads only wait for each other
 ROOT = Path(__file__).resolve().parent.parent
 
 
