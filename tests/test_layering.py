@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "registry": {"registry"},
     "distributed": {"distributed"},
 }
-OPTIONAL = {"hotcoco", "faster_coco_eval", "cityscapesscripts"}
+OPTIONAL = {"hotcoco", "faster_coco_eval", "cityscapesscripts", "timm"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

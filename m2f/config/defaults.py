@@ -52,6 +52,11 @@ def _add_model(model: CN) -> None:
     resnet.norm = "FrozenBN"  # FrozenBN | BN | SyncBN | GN
     resnet.use_checkpoint = False
     resnet.out_features = ["res2", "res3", "res4", "res5"]
+    timm = model.backbone.timm = CN()
+    timm.name = ""  # any network of timm with strides 4, 8, 16, 32, e.g. tf_efficientnet_lite0, convnext_tiny
+    timm.drop_path_rate = 0.0
+    timm.use_checkpoint = False
+    timm.out_features = ["res2", "res3", "res4", "res5"]
 
 
 def _add_dataset(data: CN) -> None:

@@ -53,6 +53,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.backbone.resnet.depth": (18, 34, 50, 101),
     "model.backbone.resnet.norm": ("FrozenBN", "BN", "SyncBN", "GN"),
     "model.backbone.resnet.out_features": STAGES,
+    "model.backbone.timm.out_features": STAGES,
     "model.sem_seg_head.norm": ("GN", "LN", "BN", "SyncBN", ""),
     "model.sem_seg_head.deformable_transformer_encoder_in_features": STAGES,
     "dataset.augmentation.policy": ("resize_crop", "lsj"),
@@ -90,6 +91,7 @@ RANGES: dict[str, Range] = {
     "model.backbone.resnet.stem_channels": POSITIVE,
     "model.backbone.resnet.res2_channels": POSITIVE,
     "model.backbone.resnet.width": POSITIVE,
+    "model.backbone.timm.drop_path_rate": RATE,
     "model.sem_seg_head.num_classes": POSITIVE,
     "model.sem_seg_head.common_stride": POSITIVE,
     "model.sem_seg_head.transformer_enc_layers": NOT_NEGATIVE,
@@ -191,6 +193,7 @@ NOT_EMPTY: tuple[str, ...] = (
     "model.backbone.efficientvit.out_indices",
     "model.backbone.efficientvit.out_features",
     "model.backbone.resnet.out_features",
+    "model.backbone.timm.out_features",
     "model.sem_seg_head.deformable_transformer_encoder_in_features",
 )
 

@@ -143,7 +143,10 @@ def _check_backbone(cfg: CfgNode) -> None:
         problem = f"it must be a multiple of patch_size, {swin.patch_size}, for the table of ape"
         others = ["model.backbone.swin.patch_size", "model.backbone.swin.ape"]
         _fail(cfg, "model.backbone.swin.pretrain_img_size", problem, others=others)
-    for name in ("swin", "efficientvit", "resnet"):
+    if cfg.model.backbone.type == "timm" and not cfg.model.backbone.timm.name:
+        problem = "model.backbone.type is timm, so it must name a network, such as tf_efficientnet_lite0"
+        _fail(cfg, "model.backbone.timm.name", problem, others=["model.backbone.type"])
+    for name in ("swin", "efficientvit", "resnet", "timm"):
         if cfg.model.backbone.type == name:
             _check_features(cfg, f"model.backbone.{name}")
             _check_strides(cfg, f"model.backbone.{name}")
