@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "registry": {"registry"},
     "distributed": {"distributed"},
 }
-OPTIONAL = {"hotcoco", "faster_coco_eval", "cityscapesscripts", "timm"}
+OPTIONAL = {"hotcoco", "faster_coco_eval", "cityscapesscripts", "timm", "safetensors"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

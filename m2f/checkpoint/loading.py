@@ -1,22 +1,40 @@
-"""Read weight files and put them into a model, saying what fitted and what did not."""
+"""The one door for weights: from any file of any known home into a model, saying what fitted and what did not."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from m2f.checkpoint.checkpointer import load_file
-from m2f.checkpoint.convert import State, to_m2f
+from m2f.checkpoint.adapting import adapt
+from m2f.checkpoint.class_names import class_names
+from m2f.checkpoint.files import Content, read_content
+from m2f.checkpoint.rows import ClassLists
+from m2f.checkpoint.schemes import State, to_m2f
+from m2f.structures.metadata import Metadata
 
 PARTS = ("backbone", "pixel_decoder", "transformer_decoder")
 
-# Tensors whose first axis follows the dataset or the number of queries: another length leaves them as they are.
-_RESIZABLE = re.compile(r"(^|\.)(class_embed\.(weight|bias)|(query_feat|query_embed)\.weight|empty_weight)$")
+
+@dataclass(frozen=True)
+class Info:
+    """What is known of weights beside their values.
+
+    Attributes:
+        source: where they come from, for messages.
+        scheme: the naming scheme they had.
+        class_names: in label order; None where the file does not say.
+        rest: what else the file holds (an m2f checkpoint's iteration, spec, metadata; a Hugging Face folder's config).
+    """
+
+    source: str
+    scheme: str
+    class_names: tuple[str, ...] | None
+    rest: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,7 @@ class LoadReport:
         loaded: names of the model's tensors that were set.
         fresh: names of the model's tensors that kept their initial values.
         ignored: names of tensors, converted to m2f's scheme, that the model did not use.
+        adapted: a line for each rule that changed tensors to make them fit.
     """
 
     source: str
@@ -36,14 +55,158 @@ class LoadReport:
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
     ignored: tuple[str, ...]
+    adapted: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """Three lines for the log."""
+        """Three lines for the log, and those of the rules."""
         return [
             f"loaded {_count(self.loaded)} from {self.source} ({self.scheme} names)",
-            f"not in the file, left at their initial values: {_count(self.fresh)}",
+            f"left at their initial values: {_count(self.fresh)}",
             f"in the file, not used: {_count(self.ignored)}",
+            *self.adapted,
         ]
+
+
+def load_weights(
+    model: nn.Module,
+    weights: str | Path | Mapping[str, Tensor],
+    *,
+    part: str | None = None,
+    complete: bool = False,
+) -> LoadReport:
+    """Copy weights into a model, by name, adapting what has a rule for it.
+
+    Args:
+        model: a model with the parts `backbone`, `pixel_decoder` and `transformer_decoder`; changed in place, and only
+            if nothing is wrong. Its `metadata`, where it has one, says what its classes are.
+        weights: what `read_state` reads.
+        part: one of the three parts: the rest of the file and of the model is left alone and not reported.
+        complete: the model shall answer as the file's did, so nothing may be left at its initial values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be used; a tensor does not fit (see `adapting`); a part that the file holds would
+            stay as it is to a good part; or the model is not complete and has to be.
+    """
+    state, info = read_state(weights, model.state_dict().keys())
+    return load_state(model, state, info, part=part, complete=complete)
+
+
+def read_state(weights: str | Path | Mapping[str, Tensor], own: Collection[str] = ()) -> tuple[State, Info]:
+    """Read weights of any home that m2f knows.
+
+    Args:
+        weights: a file, a folder or a `package:`, as `files.read_content` takes them; or a state dict.
+        own: names of the tensors of the model that they are for. A state dict with no other names is m2f's, whatever a
+            project's model calls its parts.
+
+    Returns:
+        The weights under m2f's names, and what else is known.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, of another kind, or holds no known weights; the message names the file.
+        TypeError: `weights` is none of the three, or a state dict of something else than tensors.
+    """
+    content = _content(weights)
+    bare = {name.removeprefix("module."): tensor for name, tensor in content.state.items()}
+    if _is_ours(content.rest) or bare.keys() <= set(own):
+        state, scheme = bare, "m2f"
+    else:
+        try:
+            state, scheme = to_m2f(content.state, own)
+        except ValueError as error:
+            raise ValueError(f"{content.source}: {error}") from None
+    return state, Info(content.source, scheme, class_names(content.rest), content.rest)
+
+
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], info: Info, *, part: str | None = None, complete: bool = False
+) -> LoadReport:
+    """Copy what `read_state` gave into a model; see `load_weights`."""
+    if part is not None and part not in PARTS:
+        raise ValueError(f"part is {part!r}; it is one of {', '.join(PARTS)}")
+    own = model.state_dict()
+    try:
+        if part is not None:
+            own, state = _of_part(own, part), _of_part(state, part)
+            if not state:
+                raise ValueError(f"holds no weights of the {part}")
+        _refuse_unloaded_parts(own, state)
+        fitting, adapted = adapt(own, state, _class_lists(model, info), complete=complete)
+        fresh = _weights(name for name in own if name not in fitting)
+        if complete and fresh:
+            raise ValueError(f"lacks {_count(fresh)}, without which the model cannot answer")
+    except ValueError as error:
+        raise ValueError(f"{info.source}: {error}") from None
+    model.load_state_dict(fitting, strict=False)
+    return LoadReport(
+        source=info.source,
+        scheme=info.scheme,
+        loaded=tuple(name for name in own if name in fitting),
+        fresh=fresh,
+        ignored=_weights(name for name in state if name not in fitting),
+        adapted=tuple(adapted),
+    )
+
+
+def _content(weights: str | Path | Mapping[str, Tensor]) -> Content:
+    if isinstance(weights, (str, Path)):
+        return read_content(weights)
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights are a {type(weights).__name__}; give a path or a state dict")
+    other = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if other or not weights:
+        raise TypeError(f"a state dict maps names to tensors; this one has {', '.join(map(str, other[:3])) or 'none'}")
+    return Content("a state dict", dict(weights), {})
+
+
+def _is_ours(rest: Mapping[str, Any]) -> bool:
+    """Whether m2f wrote the file, as a checkpoint or as safetensors."""
+    header = rest.get("header")
+    return "m2f_version" in rest or (isinstance(header, Mapping) and "m2f_version" in header)
+
+
+def _class_lists(model: nn.Module, info: Info) -> ClassLists:
+    metadata = getattr(model, "metadata", None)
+    if not isinstance(metadata, Metadata):
+        return ClassLists(info.class_names)
+    gaps = frozenset(label for label, category in enumerate(metadata.categories) if category.is_gap)
+    return ClassLists(info.class_names, metadata.names, gaps)
+
+
+def _of_part(state: Mapping[str, Tensor], part: str) -> State:
+    return {name: tensor for name, tensor in state.items() if name.startswith(part + ".")}
+
+
+def _weights(names: Iterable[str]) -> tuple[str, ...]:
+    """Without the counters of batch norms: nothing reads them, and frozen ones do not have them."""
+    return tuple(name for name in names if not name.endswith("num_batches_tracked"))
+
+
+def _refuse_unloaded_parts(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """A part that the file holds under names that the model does not have is another network, or another version's.
+
+    A few other names may be: a classifier's last norm, a module that a project has replaced.
+    """
+    if not own.keys() & state.keys():
+        raise ValueError(f"no weight has a name of the model; first names: {', '.join(list(state)[:3])}")
+    for part in PARTS:
+        wanted, found = _weights(_of_part(own, part)), _weights(_of_part(state, part))
+        missing = [name for name in wanted if name not in state]
+        if found and (2 * len(missing) > len(wanted) or 10 * _renamed(own, state, missing, found) > len(wanted)):
+            raise ValueError(
+                f"holds a {part}, but only {len(wanted) - len(missing)} of the model's {len(wanted)} tensors there; "
+                f"missing {', '.join(missing[:3])} ... The weights belong to another {part}"
+            )
+
+
+def _renamed(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: Sequence[str], found: Sequence[str]
+) -> int:
+    """How many of the missing tensors may stand in the file under other names, going by their shapes."""
+    unknown = Counter(state[name].shape for name in found if name not in own)
+    return sum((Counter(own[name].shape for name in missing) & unknown).values())
 
 
 def _count(names: Sequence[str], shown: int = 4) -> str:
@@ -51,137 +214,3 @@ def _count(names: Sequence[str], shown: int = 4) -> str:
         return "0 tensors"
     more = ", ..." if len(names) > shown else ""
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({', '.join(names[:shown])}{more})"
-
-
-def read_state(path: str | Path) -> tuple[State, dict[str, Any]]:
-    """Read a weight file of m2f, the official code, TAO, torchvision, Microsoft's Swin or mit-han-lab.
-
-    Args:
-        path: a file that `torch.save` wrote, in any spelling that `find_checkpoint` knows.
-
-    Returns:
-        The weights under m2f's names, and what else the file holds (an m2f checkpoint's iteration, spec, metadata ...)
-        with `scheme`, the naming scheme of its weights.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated, of another kind, or holds no known weights; the message names the file.
-    """
-    path = Path(path)
-    content = _read(path)
-    weights, rest = _split(path, content)
-    if "m2f_version" in rest:  # ours, whatever a project's model calls its parts
-        return weights, {**rest, "scheme": "m2f"}
-    try:
-        state, scheme = to_m2f(weights)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return state, {**rest, "scheme": scheme}
-
-
-def load_weights(
-    model: nn.Module, weights: str | Path | Mapping[str, Tensor], *, part: str | None = None
-) -> LoadReport:
-    """Copy weights into a model, by name.
-
-    Args:
-        model: a model with the parts `backbone`, `pixel_decoder` and `transformer_decoder`; changed in place, and only
-            if nothing is wrong.
-        weights: a file, or a state dict of any known scheme.
-        part: one of the three parts: the rest of the file and of the model is left alone and not reported.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be used; a shape differs (the class head and the queries excepted, which then stay
-            as they are); or a part that the file holds would mostly stay as it is.
-    """
-    if part is not None and part not in PARTS:
-        raise ValueError(f"part is {part!r}; it is one of {', '.join(PARTS)}")
-    own = model.state_dict()
-    source, state, scheme = _open(weights, own)
-    if part is not None:
-        own = _of_part(own, part)
-        state = _of_part(state, part)
-        if not state:
-            raise ValueError(f"{source} holds no weights of the {part}")
-    fitting = _fitting(own, state, source)
-    _refuse_unloaded_parts(own, state, source)
-    model.load_state_dict(fitting, strict=False)
-    return LoadReport(
-        source=source,
-        scheme=scheme,
-        loaded=tuple(name for name in own if name in fitting),
-        fresh=tuple(name for name in own if name not in fitting and not _is_counter(name)),
-        ignored=tuple(name for name in state if name not in fitting and not _is_counter(name)),
-    )
-
-
-def _open(weights: str | Path | Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, State, str]:
-    """Where the weights come from, the weights under m2f's names, and the scheme they had."""
-    if not isinstance(weights, Mapping):
-        state, info = read_state(weights)
-        return str(weights), state, info["scheme"]
-    if weights.keys() <= own.keys():  # ours, whatever a project's model calls its parts
-        return "a state dict", dict(weights), "m2f"
-    state, scheme = to_m2f(weights)
-    return "a state dict", state, scheme
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if path.suffix in (".pkl", ".safetensors", ".onnx"):
-        raise ValueError(f"{path}: {path.suffix} files are not read; give a file that torch.save wrote (.pth, .pt)")
-    return load_file(path)
-
-
-def _split(path: Path, content: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-    """A file's weights, and the rest of it: m2f and official files have `model`, Lightning's have `state_dict`."""
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            rest = {other: value for other, value in content.items() if other != key}
-            return _tensors(path, content[key]), rest
-    return _tensors(path, content), {}
-
-
-def _tensors(path: Path, weights: Mapping[str, Any]) -> State:
-    state = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-    if not state:
-        raise ValueError(f"{path}: holds no weights, only {', '.join(map(str, list(weights)[:5])) or 'an empty dict'}")
-    return state
-
-
-def _of_part(state: Mapping[str, Tensor], part: str) -> State:
-    return {name: tensor for name, tensor in state.items() if name.startswith(part + ".")}
-
-
-def _is_counter(name: str) -> bool:
-    """Batch norms count batches; nothing reads it, and frozen ones do not have it."""
-    return name.endswith("num_batches_tracked")
-
-
-def _fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> State:
-    """What the model can take."""
-    fitting = {}
-    for name in own.keys() & state.keys():
-        ours, theirs = own[name].shape, state[name].shape
-        if ours == theirs:
-            fitting[name] = state[name]
-        elif not (_RESIZABLE.search(name) and ours[1:] == theirs[1:]):
-            raise ValueError(
-                f"{source}: {name} has shape {tuple(theirs)}, the model's has {tuple(ours)}; "
-                "the weights belong to another architecture"
-            )
-    return fitting
-
-
-def _refuse_unloaded_parts(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """A part that the file holds under names the model does not have is another network."""
-    if not own.keys() & state.keys():
-        raise ValueError(f"{source}: no weight has a name of the model; first names: {', '.join(list(state)[:3])}")
-    for part in PARTS:
-        wanted, found = _of_part(own, part), _of_part(state, part)
-        missing = [name for name in wanted if name not in found]
-        if found and 2 * len(missing) > len(wanted):
-            raise ValueError(
-                f"{source}: holds a {part}, but only {len(wanted) - len(missing)} of the model's {len(wanted)} tensors "
-                f"there; missing {', '.join(missing[:3])} ... The weights belong to another {part}"
-            )

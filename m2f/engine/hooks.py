@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from m2f import distributed
-from m2f.checkpoint.checkpointer import Checkpointer, checkpoint_name
+from m2f.checkpoint.checkpointer import Checkpointer
+from m2f.checkpoint.spelling import checkpoint_name
 from m2f.engine.train_loop import HookBase
 from m2f.engine.writers import max_memory_mib
 from m2f.registry import Registry

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ import torch
 from torch import nn
 
 from m2f import distributed
-from m2f.checkpoint.checkpointer import Checkpointer, find_checkpoint, load_file
-from m2f.checkpoint.loading import LoadReport, load_weights, read_state
+from m2f.checkpoint.checkpointer import Checkpointer, load_file
+from m2f.checkpoint.class_names import m2f_metadata
+from m2f.checkpoint.loading import LoadReport, load_state, load_weights, read_state
+from m2f.checkpoint.spelling import find_checkpoint
 from m2f.config import CfgNode
 from m2f.data.build import entries, load_dataset
 from m2f.data.catalog import LoadedDataset
@@ -315,11 +316,13 @@ class DefaultTrainer(TrainerBase):
         return found
 
     def _load_pretrained(self) -> None:
-        weights = self.cfg.model.backbone.pretrained_weights
-        if self.cfg.train.pretrained_model_path:
-            _log_report(load_weights(self.model, self.cfg.train.pretrained_model_path))
-        elif weights:
-            _log_report(load_weights(self.model, weights, part="backbone"))
+        backbone, whole = self.cfg.model.backbone.pretrained_weights, self.cfg.train.pretrained_model_path
+        if whole and backbone:
+            logger.warning("train.pretrained_model_path is set: model.backbone.pretrained_weights is not read")
+        if whole:
+            _log_report(load_weights(self.model, whole))
+        elif backbone:
+            _log_report(load_weights(self.model, backbone, part="backbone"))
         else:
             logger.info("starting from random weights")
 
@@ -328,19 +331,18 @@ class DefaultTrainer(TrainerBase):
 
         Raises:
             FileNotFoundError: there is neither.
-            ValueError: the checkpoint was trained on other classes, or does not fit the model.
+            ValueError: the checkpoint was trained on other classes, or does not fill the whole model.
         """
-        asked = self.cfg.evaluate.checkpoint
-        path = find_checkpoint(asked) if asked else self.checkpointer.latest()
-        if path is None:
+        source = self.cfg.evaluate.checkpoint or self.checkpointer.latest()
+        if source is None:
             raise FileNotFoundError(
                 f"there is no checkpoint to evaluate: set evaluate.checkpoint; {self.checkpointer.directory} has none"
             )
-        weights, rest = read_state(path)
-        if "metadata" in rest:
-            classes = Metadata.from_dict(rest["metadata"])
-            require_same_classes(classes, self.metadata, f"checkpoint {path}", f"dataset {self.eval_sets[0].name}")
-        _log_report(replace(load_weights(self.model, weights), source=str(path)))
+        weights, info = read_state(source, self.model.state_dict().keys())
+        classes = m2f_metadata(info.rest)
+        if classes is not None:
+            require_same_classes(classes, self.metadata, f"checkpoint {source}", f"dataset {self.eval_sets[0].name}")
+        _log_report(load_state(self.model, weights, info, complete=True))
 
 
 def _log_report(report: LoadReport) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from m2f.checkpoint.checkpointer import PARTIAL_PREFIX, Checkpointer, checkpoint_name, find_checkpoint, load_file
+from m2f.checkpoint.checkpointer import PARTIAL_PREFIX, Checkpointer, load_file
+from m2f.checkpoint.spelling import checkpoint_name, find_checkpoint
 
 
 @pytest.fixture

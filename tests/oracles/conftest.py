@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m2f.checkpoint.convert import backbone_to_m2f, official_to_m2f
+from m2f.checkpoint.schemes import to_m2f
 from m2f.config import CfgNode, get_cfg
 from m2f.layers.mask_prediction import MaskPrediction
 from m2f.layers.points import FixedPoints
@@ -148,7 +148,7 @@ class Mask2FormerOracle(Oracle):
         """The model of the file's spec with the file's weights, every one of them used, at its fixed points."""
         model = build_model(self.cfg, self.metadata())
         assert isinstance(model, MaskFormer)
-        missing, unexpected = model.load_state_dict(official_to_m2f(self.weights()), strict=False)
+        missing, unexpected = model.load_state_dict(to_m2f(self.weights())[0], strict=False)
         learned = {name for name, _ in model.named_parameters()}
         assert not learned & set(missing), missing
         assert not unexpected, unexpected
@@ -179,9 +179,15 @@ class Mask2FormerOracle(Oracle):
     def outputs(self) -> list[ModelOutput]:
         return self.model(self.inputs)
 
-    @staticmethod
-    def our_name(official: str) -> str:
-        return next(iter(official_to_m2f({official: torch.zeros(0)})))
+    @cached_property
+    def _our_names(self) -> dict[str, str]:
+        """By official name: a number that stands for each tensor is followed to its new name."""
+        names = list(self.weights())
+        numbered, _ = to_m2f({name: torch.tensor(i) for i, name in enumerate(names)})
+        return {names[int(number)]: ours for ours, number in numbered.items()}
+
+    def our_name(self, official: str) -> str:
+        return self._our_names[official]
 
 
 class PostprocessOracle(Oracle):
@@ -210,7 +216,7 @@ class EfficientViTOracle(Oracle):
         cfg = get_cfg()
         cfg.merge({"model": {"backbone": {"type": "efficientvit", "efficientvit": section}}}, str(self.path))
         network: nn.Module = BACKBONE_REGISTRY.build("efficientvit", cfg)
-        state = {name.removeprefix("backbone."): value for name, value in backbone_to_m2f(self.weights()).items()}
+        state = {name.removeprefix("backbone."): value for name, value in to_m2f(self.weights())[0].items()}
         network.load_state_dict(state)
         assert isinstance(network, Backbone)
         return network.eval()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from m2f.checkpoint.convert import m2f_to_official
+from m2f.checkpoint.schemes import from_m2f
 from m2f.layers.mask_prediction import MaskPrediction, resize_features
 from m2f.modeling.postprocess import answer
 from m2f.solver.build import build_optimizer
@@ -48,7 +48,8 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float, what: str) ->
 
 def test_every_weight_has_a_place_and_a_way_back(mask2former: Any) -> None:
     weights = mask2former.weights()
-    back = m2f_to_official(mask2former.model.state_dict(), mask2former.config["no_object_weight"])
+    model = mask2former.model
+    back = from_m2f({**model.state_dict(), "criterion.empty_weight": model.criterion.class_weights}, "official")
     assert sorted(back) == sorted(weights)
     for name, tensor in weights.items():
         assert torch.equal(back[name].to(tensor.dtype), tensor), name

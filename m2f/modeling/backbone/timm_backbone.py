@@ -14,6 +14,7 @@ from m2f.modeling.build import BACKBONE_REGISTRY
 
 _SECTION = "model.backbone.timm"
 _STRIDES = (4, 8, 16, 32)
+_PROBE = (64, 96)  # an image that a network of one size, or of one multiple, cannot take
 
 
 @BACKBONE_REGISTRY.register("timm")
@@ -46,7 +47,6 @@ class TimmBackbone(Backbone):
         options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         # Channels last: a training step of EfficientNet-Lite0 takes 0.7 of the time on a CPU.
         self.network = _create(name, out_indices=wanted, **options).to(memory_format=torch.channels_last)
-        self._gives_channels_last = getattr(self.network, "output_fmt", None) == "NHWC"
         if activation_checkpoint:
             _recompute(name, self.network)
 
@@ -68,23 +68,58 @@ class TimmBackbone(Backbone):
         sizes are those of the padded image.
         """
         bottom, right = (-x.shape[2] % self.size_divisibility, -x.shape[3] % self.size_divisibility)
-        maps = self.network(F.pad(x, (0, right, 0, bottom)).contiguous(memory_format=torch.channels_last))
-        if self._gives_channels_last:
-            maps = [feature.permute(0, 3, 1, 2) for feature in maps]
-        return dict(zip(self.feature_shapes(), maps, strict=True))
+        x = F.pad(x, (0, right, 0, bottom)).contiguous(memory_format=torch.channels_last)
+        return dict(zip(self.feature_shapes(), _maps(self.network, x), strict=True))
+
+
+def _maps(network: nn.Module, x: Tensor) -> list[Tensor]:
+    """The network's feature maps as (B, C, H, W), where some have their channels last."""
+    maps: list[Tensor] = list(network(x))
+    if getattr(network, "output_fmt", None) == "NHWC":
+        maps = [feature.permute(0, 3, 1, 2) for feature in maps]
+    return maps
 
 
 def _pyramid(name: str) -> tuple[list[int], list[int]]:
-    """Which of a network's feature maps have the four strides, and their channels."""
+    """Which of a network's feature maps have the four strides, by timm's number, and their channels.
+
+    Raises:
+        ValueError: it has no such maps, or cannot take an image of any size.
+    """
     with torch.device("meta"):
-        info = _create(name).feature_info
-    strides = list(info.reduction())
+        network = _create(name)
+    strides = list(network.feature_info.reduction())
     if not set(_STRIDES) <= set(strides):
         raise ValueError(
             f"{_SECTION}.name: {name} has feature maps at strides {strides}; a pixel decoder needs 4, 8, 16 and 32"
         )
-    levels = [strides.index(stride) for stride in _STRIDES]
-    return levels, [info.channels()[level] for level in levels]
+    shapes = _shapes_of_maps(name, network)
+    places = [strides.index(stride) for stride in _STRIDES]
+    for place, stride in zip(places, _STRIDES, strict=True):
+        size, expected = shapes[place][1:], tuple(length // stride for length in _PROBE)
+        if size != expected:
+            raise ValueError(
+                f"{_SECTION}.name: {name} gives a map of {size} at stride {stride} for an image of {_PROBE}; "
+                f"a pixel decoder needs {expected}"
+            )
+    return [network.feature_info.out_indices[place] for place in places], [shapes[place][0] for place in places]
+
+
+def _shapes_of_maps(name: str, network: nn.Module) -> list[tuple[int, ...]]:
+    """(C, H, W) of each map of a small image, found out without computing anything.
+
+    Raises:
+        ValueError: the network cannot take it.
+    """
+    try:
+        with torch.no_grad():
+            maps = _maps(network.eval(), torch.empty(1, 3, *_PROBE, device="meta"))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        said = f"; timm says: {str(error).splitlines()[0]}" if str(error) else ""
+        raise ValueError(
+            f"{_SECTION}.name: {name} cannot take an image of {_PROBE}, and a backbone must take any size{said}"
+        ) from error
+    return [tuple(feature.shape[1:]) for feature in maps]
 
 
 def _create(name: str, **options: Any) -> nn.Module:
@@ -98,16 +133,25 @@ def _create(name: str, **options: Any) -> nn.Module:
             f"{_SECTION}.name is {name!r}, which timm {timm.__version__} does not know"
             + (f"; near it are {near}" if near else "; timm.list_models() lists its names")
         )
+    options = {"features_only": True, **options}
     try:  # Swin and its kin can take images of any size, but have to be told
-        return timm.create_model(name, features_only=True, strict_img_size=False, **options)
+        return timm.create_model(name, strict_img_size=False, **options)
     except TypeError:
-        return timm.create_model(name, features_only=True, **options)
+        pass
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ValueError(f"{_SECTION}.drop_path_rate: {name} has no stochastic depth; set it to 0") from error
 
 
 def _recompute(name: str, network: nn.Module) -> None:
-    if not hasattr(network, "set_grad_checkpointing"):
+    target = network if hasattr(network, "set_grad_checkpointing") else network.get_submodule("model")
+    try:
+        target.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
         raise ValueError(
             f"{_SECTION}.name: timm cannot recompute the activations of {name}; set train.activation_checkpoint and "
             f"{_SECTION}.use_checkpoint to False"
-        )
-    network.set_grad_checkpointing(True)
+        ) from error

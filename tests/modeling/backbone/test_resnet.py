@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from m2f.checkpoint.convert import official_to_m2f
+from m2f.checkpoint.schemes import to_m2f
 from m2f.modeling.backbone.resnet import ResNet
 
 
@@ -57,7 +57,7 @@ def test_equals_the_official_resnet(oracles: Path) -> None:
             norm=resnet["NORM"],
         ).eval()
         weights = {key.removeprefix("weights/"): torch.from_numpy(stored[key]) for key in stored if "weights/" in key}
-        state = official_to_m2f(weights)
+        state, _ = to_m2f(weights)
         backbone.load_state_dict(
             {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
         )
