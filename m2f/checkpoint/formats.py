@@ -175,7 +175,7 @@ def _scan_zip(file: IO[bytes]) -> set[str]:
         entries = archive.infolist()
         pickled = _find_pickle(entries)
         if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > file.seek(0, 2):
-            raise ValueError("it is a compressed archive, which torch.save never writes; unpack it first")
+            raise ValueError("parts of the archive are compressed or lie upon one another, which torch.save never does")
         # `torch.serialization.set_crc32_options(False)` leaves all of them out
         damaged = archive.testzip() if any(entry.CRC for entry in entries) else None
         if damaged is not None:

@@ -27,8 +27,17 @@ def spec_from_config(config: Config, preprocessor: Config | None = None) -> dict
         preprocessor: of `preprocessor_config.json`; adds mean, deviation and size of the images.
 
     Raises:
-        ValueError: m2f has no such model; the message names the key, its value and what would be right.
+        ValueError: m2f has no such model, and the message names the key, its value and what would be right; or a file
+            is not as transformers writes it.
     """
+    try:
+        model = _model_spec(config)
+        return {"model": model, **({"dataset": _dataset_spec(preprocessor)} if preprocessor else {})}
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"the Hugging Face configuration has values of wrong types: {error}") from error
+
+
+def _model_spec(config: Config) -> dict[str, Any]:
     if config.get("model_type") != "mask2former":
         raise ValueError(f"config.json: model_type is {config.get('model_type')!r}; it must be 'mask2former'")
     _require(config, FIXED, "config.json")
@@ -40,7 +49,7 @@ def spec_from_config(config: Config, preprocessor: Config | None = None) -> dict
     model["sem_seg_head"]["num_classes"] = len(config.get("id2label", {"0": "", "1": ""}))
     model["sem_seg_head"]["deformable_transformer_encoder_in_features"] = stages[-3:]
     _check_structure(config, model, stages)
-    return {"model": model, **({"dataset": _dataset_spec(preprocessor)} if preprocessor else {})}
+    return model
 
 
 def _require(section: Config, fixed: Mapping[str, Any], where: str) -> None:

@@ -252,15 +252,11 @@ def _save(path: Path, content: dict[str, Any]) -> None:
 
 def _save_safetensors(path: Path, state: Mapping[str, Tensor], header: dict[str, str]) -> int:
     try:
-        from safetensors import SafetensorError  # noqa: PLC0415 - optional
-        from safetensors.torch import save_file  # noqa: PLC0415 - optional
+        from safetensors.torch import save  # noqa: PLC0415 - optional
     except ModuleNotFoundError as error:
         message = "safetensors is needed to write this: pip install 'm2f[huggingface]' (or safetensors)"
         raise ModuleNotFoundError(message, name="safetensors") from error
-    try:
-        save_file(_compact(state), path, header)
-    except SafetensorError as error:
-        raise OSError(f"safetensors cannot write it: {error}") from error
+    path.write_bytes(save(_compact(state), header))  # its own writer makes files that nobody else may read
     sync_file(path)
     return len(state)
 

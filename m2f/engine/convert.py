@@ -28,8 +28,8 @@ from m2f.structures.metadata import Metadata
 logger = logging.getLogger(__name__)
 
 SHOWN = 4  # names that a line lists
-# What a file holds beside its weights that is no loss: a version, a safetensors file's texts.
-_NO_LOSS = ("m2f_version", "header")
+# What a file holds beside its weights that is no loss: who wrote it with what, a safetensors file's texts.
+_NO_LOSS = ("m2f_version", "header", "__author__", "pytorch-lightning_version")
 _OF_CLASSES, _OF_SPEC = ("metadata", "class_names"), ("spec", "config", "preprocessor")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,16 @@ def test_arrays_of_objects_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": content}))
     with pytest.raises(ValueError, match=r"a\.pkl: bad\.weight is a numpy array of type O8, which no tensor can hold"):
         read_content(tmp_path / "a.pkl")
+
+
+def test_a_dict_whose_methods_are_covered_up_is_read(tmp_path: Path) -> None:
+    """A pickle can put anything in the place of `items` and `get`."""
+    arrays = pickle.dumps(OrderedDict((name, tensor.numpy()) for name, tensor in A.items()), 2)
+    covers = (
+        b"}" + b"".join(b"U%c%sK\x01s" % (len(name), name) for name in (b"items", b"get", b"values", b"keys")) + b"b"
+    )
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02}U\x05model" + arrays[2:-1] + covers + b"s.")
+    assert assert_state(tmp_path / "a.pkl") == {}
 
 
 @pytest.mark.parametrize(

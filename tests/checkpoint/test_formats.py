@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import datetime
 import io
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from yacs.config import CfgNode
 
 from m2f.checkpoint.formats import load_plain, read_file
 
@@ -120,6 +122,7 @@ def test_harmless_objects_beside_the_weights(tmp_path: Path, foreign_modules: ty
         "message_hub": {"loss": foreign_modules.HistoryBuffer()},
         "hyper_parameters": foreign_modules.AttributeDict(lr=0.1, data=foreign_modules.AttributeDict(size=4)),
         "type": foreign_modules.HistoryBuffer,
+        "config": CfgNode({"MODEL": CfgNode({"NAME": "swin"})}),
         "args": argparse.Namespace(lr=1),
         "path": Path("x"),
         "time": datetime.datetime(2024, 1, 1),
@@ -136,6 +139,7 @@ def test_harmless_objects_beside_the_weights(tmp_path: Path, foreign_modules: ty
     content = read_file(path)
     assert_equal(content["state_dict"])
     assert content["hyper_parameters"] == {"lr": 0.1, "data": {"size": 4}}
+    assert content["config"] == {"MODEL": {"NAME": "swin"}}
     assert (content["score"], content["lists"], content["queue"]) == (0.5, {"a": [1]}, [1, 2])
     assert not any(name.startswith("mmengine") for name in sys.modules)
     assert set(torch.serialization.get_safe_globals()) == allowed_before
@@ -178,7 +182,7 @@ def test_code_is_refused_by_name(tmp_path: Path, content: object, is_zip: bool) 
         (saved(WEIGHTS)[:-1], "it is cut off or damaged; a download or copy may not have ended"),
         (saved(WEIGHTS, _use_new_zipfile_serialization=False)[:-1], "it is damaged .*unexpected EOF"),
         (pickle.dumps({"a": np.zeros(9)})[:-20], "its pickle is cut off or damaged"),
-        (rewritten(saved(WEIGHTS), zipfile.ZIP_DEFLATED), "it is a compressed archive, which torch.save never writes"),
+        (rewritten(saved(WEIGHTS), zipfile.ZIP_DEFLATED), "parts of the archive are compressed"),
         (rewritten(saved(WEIGHTS), data=b"\x80\x02cos\nsystem\n."), "asks for os.system"),
         (rewritten(saved(WEIGHTS), constants=b"", byteorder=b"middle"), "Unknown endianness"),
         ((90).to_bytes(8, "little") + b"{}", "it is damaged .*header"),
@@ -217,6 +221,18 @@ def test_a_single_wrong_bit_is_found_in_every_byte_of_the_numbers(tmp_path: Path
         for read in (read_file, load_plain):
             with pytest.raises(ValueError, match=r"the checksum of its part archive/data/0 is wrong"):
                 read(tmp_path / "a.pth")
+
+
+def test_parts_that_lie_upon_one_another_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(saved(WEIGHTS))
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
+        archive.writestr("archive/data/9", b"x" * 1000)
+        for number in range(9):
+            again = copy.copy(archive.infolist()[-1])
+            again.filename = f"archive/data/1{number}"
+            archive.filelist.append(again)
+    with pytest.raises(ValueError, match=r"parts of the archive are compressed or lie upon one another"):
+        read_file(tmp_path / "a.pth")
 
 
 def test_files_written_without_checksums_are_read(tmp_path: Path) -> None:

@@ -113,3 +113,11 @@ def test_models_that_m2f_does_not_have_are_refused(config: dict[str, Any], messa
 
 def test_a_projection_between_different_widths_needs_no_enforcing() -> None:
     assert spec_from_config(theirs(enforce_input_projection=True, hidden_dim=128))
+
+
+@pytest.mark.parametrize(
+    "config", [theirs(id2label=None), theirs({"depths": 3, "model_type": "resnet"}), theirs({"patch_size": None})]
+)
+def test_values_of_wrong_types_are_one_clear_error(config: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="values of wrong types"):
+        spec_from_config(config)

@@ -264,6 +264,11 @@ REFUSED: dict[str, tuple[Change, dict[str, Any], str]] = {
         {},
         "holds a pixel_decoder, but only 2 of the model's 4 tensors there; missing pixel_decoder.layer_1.weight",
     ),
+    "most of a part gone": (
+        _without("pixel_decoder.mask_features", "pixel_decoder.layer_1.weight"),
+        {},
+        "holds a pixel_decoder, but only 1 of the model's 4 tensors there",
+    ),
     "nothing in common": (
         lambda state: {f"backbone.{name}": tensor for name, tensor in state.items()},
         {},

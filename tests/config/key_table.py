@@ -43,7 +43,7 @@ def rows(section: str, observable: str, values: dict[str, str], context: tuple[s
         TABLE.append(Row(f"{section}.{name}" if section else name, value, observable, (*context, *more)))
 
 
-def _backbone(name: str, **sizes: str) -> tuple[str, ...]:
+def _backbone(name: str, /, **sizes: str) -> tuple[str, ...]:
     section = f"model.backbone.{name}"
     return (f"model.backbone.type={name}", *(f"{section}.{key}={value}" for key, value in sizes.items()))
 
@@ -58,6 +58,7 @@ SWIN = _backbone(
     drop_path_rate="0.0",
 )
 RESNET = _backbone("resnet", type="custom", depth="18", stem_channels="8", res2_channels="8", width="8")
+TIMM = _backbone("timm", name="test_convnext")  # one of those that timm has for its own tests
 FEWER_LEVELS = "model.sem_seg_head.deformable_transformer_encoder_in_features=[res4, res5]"
 
 rows(
@@ -125,9 +126,20 @@ rows(
     },
     RESNET,
 )
+rows(
+    "model.backbone.timm",
+    "losses",
+    {
+        "name": "test_resnet",
+        "drop_path_rate": "0.9",
+        "out_features": f"[res2, res4, res5] | {FEWER_LEVELS}",
+    },
+    TIMM,
+)
 rows("model.backbone.swin", "recomputation", {"use_checkpoint": "True"}, SWIN)
 rows("model.backbone.efficientvit", "recomputation", {"use_checkpoint": "True"})
 rows("model.backbone.resnet", "recomputation", {"use_checkpoint": "True"}, RESNET)
+rows("model.backbone.timm", "recomputation", {"use_checkpoint": "True"}, TIMM)
 rows("train", "recomputation", {"activation_checkpoint": "True"})
 rows("train", "losses", {"freeze": "[backbone]"})
 rows(

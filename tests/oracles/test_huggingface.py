@@ -20,9 +20,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m2f.checkpoint.huggingface_files import config_json, preprocessor_json
 from m2f.checkpoint.huggingface_spec import spec_from_config
+from m2f.checkpoint.loading import load_weights
 from m2f.checkpoint.schemes import from_m2f, to_m2f
+from m2f.checkpoint.writing import Weights, write_weights
 from m2f.config import CfgNode, get_cfg
 from m2f.modeling.build import BACKBONE_REGISTRY, build_model
 from m2f.modeling.maskformer import MaskFormer
@@ -168,10 +169,8 @@ def assert_same(ours: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Te
 
 
 def write(folder: Path, model: MaskFormer, cfg: CfgNode, metadata: Metadata) -> None:
-    (folder / "config.json").write_text(json.dumps(config_json(cfg, metadata)))
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor_json(cfg, metadata)))
-    state = from_m2f(model.state_dict(), "huggingface")
-    safetensors_torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = Weights(model.state_dict(), metadata=metadata, cfg=cfg)
+    write_weights(weights, "huggingface", folder)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -179,13 +178,14 @@ def test_their_weights_answer_here_as_at_home(case: Case, tmp_path: Path) -> Non
     theirs = their_model(case)
     theirs.save_pretrained(tmp_path)
     ours, _, _ = our_model(read_json(tmp_path / "config.json"))
-    for state in (safetensors_torch.load_file(tmp_path / "model.safetensors"), theirs.state_dict()):
-        converted, scheme = to_m2f(state)
-        assert scheme == "huggingface"
-        assert converted.keys() == ours.state_dict().keys()
-        ours.load_state_dict(converted)
-        images = torch.randn(case.images[0], 3, *case.images[1:])
-        assert_same(our_layers(ours, images), their_layers(theirs, images))
+    images = torch.randn(case.images[0], 3, *case.images[1:])
+    expected = their_layers(theirs, images)
+    for weights in (tmp_path, theirs.state_dict()):  # a file has the names of transformers 4, a state dict those of 5
+        randomised(ours)
+        report = load_weights(ours, weights, complete=True)
+        assert report.scheme == "huggingface"
+        assert (report.fresh, report.ignored, report.adapted) == ((), (), ())
+        assert_same(our_layers(ours, images), expected)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -193,14 +193,16 @@ def test_our_weights_answer_there_as_here(case: Case, tmp_path: Path) -> None:
     theirs = their_model(case)
     ours, cfg, metadata = our_model(json.loads(theirs.config.to_json_string(use_diff=False)))
     randomised(ours)
-    write(tmp_path, ours, cfg, metadata)
-    home, info = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    write(tmp_path / "ours", ours, cfg, metadata)
+    home, info = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
     assert not any(info.values()), info
     images = torch.randn(case.images[0], 3, *case.images[1:])
     assert_same(our_layers(ours, images), their_layers(home.eval(), images))
     assert home.config.id2label == dict(enumerate(metadata.names))
     assert spec_from_config(json.loads(home.config.to_json_string(use_diff=False))) == spec_from_config(
-        read_json(tmp_path / "config.json")
+        read_json(tmp_path / "ours" / "config.json")
     )
 
 
@@ -237,9 +239,9 @@ def test_without_auxiliary_losses_their_model_does_not_run() -> None:
 def test_their_processor_reads_ours(tmp_path: Path) -> None:
     ours, cfg, metadata = our_model(json.loads(their_model(CASES["swin"]).config.to_json_string()))
     cfg.merge({"dataset": {"pixel_mean": [0.1, 0.2, 0.3], "augmentation": {"test_max_size": 900}}}, "test")
-    write(tmp_path, ours, cfg, metadata)
+    write(tmp_path / "ours", ours, cfg, metadata)
     for kind in (transformers.Mask2FormerImageProcessor, transformers.AutoImageProcessor):
-        processor = kind.from_pretrained(tmp_path)
+        processor = kind.from_pretrained(tmp_path / "ours")
         assert type(processor).__name__.startswith("Mask2FormerImageProcessor")
         assert dict(processor.size) == {"shortest_edge": 640, "longest_edge": 900}
         assert list(processor.image_mean) == [0.1, 0.2, 0.3]

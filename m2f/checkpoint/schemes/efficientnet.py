@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+import torch
+
 from m2f.checkpoint.schemes.scheme import SCHEME_REGISTRY, Rules, Scheme, State, rename, without_derived
 
 _BLOCK = re.compile(r"^_blocks\.(\d+)\.(.+)$")
@@ -50,10 +52,10 @@ class EfficientNet(Scheme):
 def _places(state: State) -> list[str]:
     """`stage.index` of each block: no two neighbouring stages of an EfficientNet, b0 to l2, are equally wide."""
     places: list[str] = []
-    stage, index, width = -1, 0, 0
+    stage, index, width = -1, 0, torch.Size()
     while (name := f"_blocks.{len(places)}._project_conv.weight") in state:
-        stage, index = (stage, index + 1) if len(state[name]) == width else (stage + 1, 0)
-        width = len(state[name])
+        stage, index = (stage, index + 1) if state[name].shape[:1] == width else (stage + 1, 0)
+        width = state[name].shape[:1]
         places.append(f"{stage}.{index}")
     return places
 

@@ -121,7 +121,7 @@ def _refuse_relatives(state: State) -> None:
 
 def _refuse_needless_projection(state: State) -> None:
     weight = state.get("transformer_decoder.input_proj.0.weight")
-    if weight is not None and weight.shape[0] == weight.shape[1]:
+    if weight is not None and weight.ndim > 1 and weight.shape[0] == weight.shape[1]:
         raise ValueError(
             "model.transformer_module.input_projections.0.weight keeps its width (enforce_input_projection); m2f "
             "projects only where feature_size and hidden_dim differ"

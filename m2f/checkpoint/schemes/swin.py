@@ -64,12 +64,12 @@ def _downsampling_last(state: State) -> State:
 
 
 def _as_map(table: Tensor) -> Tensor:
-    """Microsoft's classifiers hold (1, N, C) positions row by row; detection networks and m2f (1, C, side, side).
+    """Microsoft's classifiers hold (1, N, C) positions, row by row; detection networks and m2f (1, C, side, side).
 
     Raises:
         ValueError: N is no square.
     """
-    if table.ndim == 4:
+    if table.ndim != 3:
         return table
     side = isqrt(table.shape[1])
     if side**2 != table.shape[1]:

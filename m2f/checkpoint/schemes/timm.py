@@ -22,7 +22,7 @@ def to_network(state: State, own: Collection[str]) -> State | None:
 
     Returns:
         All tensors below `backbone.network.`, those the network lacks, such as its head's, under the file's names.
-        None: the model has no timm network, or the file not half of its tensors.
+        None: the model has no timm network, or the file at most half of its tensors.
 
     Raises:
         ValueError: two of the network's names, or two of the file's, cannot be told apart in this way.

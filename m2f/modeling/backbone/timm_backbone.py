@@ -88,7 +88,8 @@ def _pyramid(name: str) -> tuple[list[int], list[int]]:
     """
     with torch.device("meta"):
         network = _create(name)
-    strides = list(network.feature_info.reduction())
+    info: Any = network.feature_info
+    strides = list(info.reduction())
     if not set(_STRIDES) <= set(strides):
         raise ValueError(
             f"{_SECTION}.name: {name} has feature maps at strides {strides}; a pixel decoder needs 4, 8, 16 and 32"
@@ -102,7 +103,7 @@ def _pyramid(name: str) -> tuple[list[int], list[int]]:
                 f"{_SECTION}.name: {name} gives a map of {size} at stride {stride} for an image of {_PROBE}; "
                 f"a pixel decoder needs {expected}"
             )
-    return [network.feature_info.out_indices[place] for place in places], [shapes[place][0] for place in places]
+    return [info.out_indices[place] for place in places], [shapes[place][0] for place in places]
 
 
 def _shapes_of_maps(name: str, network: nn.Module) -> list[tuple[int, ...]]:
@@ -147,7 +148,7 @@ def _create(name: str, **options: Any) -> nn.Module:
 
 
 def _recompute(name: str, network: nn.Module) -> None:
-    target = network if hasattr(network, "set_grad_checkpointing") else network.get_submodule("model")
+    target: Any = network if hasattr(network, "set_grad_checkpointing") else network.get_submodule("model")
     try:
         target.set_grad_checkpointing(True)
     except (AssertionError, AttributeError) as error:

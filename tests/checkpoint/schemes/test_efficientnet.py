@@ -19,11 +19,9 @@ timm = pytest.importorskip("timm")
 
 # arXiv:1905.11946, table 1: repetitions, kernel, expansion, channels of each stage; and the scaling of each network.
 STAGES = ((1, 3, 1, 16), (2, 3, 6, 24), (2, 5, 6, 40), (3, 3, 6, 80), (3, 5, 6, 112), (4, 5, 6, 192), (1, 3, 6, 320))
-SCALING = {  # width, depth
-    **{"b0": (1.0, 1.0), "b1": (1.0, 1.1), "b2": (1.1, 1.2), "b3": (1.2, 1.4), "b4": (1.4, 1.8), "b5": (1.6, 2.2)},
-    **{"b6": (1.8, 2.6), "b7": (2.0, 3.1), "b8": (2.2, 3.6), "l2": (4.3, 5.3)},
-    **{"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2), "lite3": (1.2, 1.4), "lite4": (1.4, 1.8)},
-}
+FACTORS = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2.0, 3.1), (2.2, 3.6))
+SCALING = {f"b{size}": factors for size, factors in enumerate(FACTORS)}  # width, depth
+SCALING |= {f"lite{size}": factors for size, factors in enumerate(FACTORS[:5])} | {"l2": (4.3, 5.3)}
 PHOTOS = {  # of COCO, and the ImageNet class they show
     "val2017/000000104455": 340,  # zebra
     "train2017/000000499716": 340,

@@ -186,6 +186,14 @@ def test_broken_weights_are_refused(change: dict[str, Tensor | None], message: s
         to_m2f({name: tensor for name, tensor in state.items() if tensor is not None})
 
 
+def test_a_projection_without_axes_is_left_to_the_loader() -> None:
+    state = {
+        **from_m2f(small_state(), "huggingface"),
+        "model.transformer_module.input_projections.0.weight": torch.ones(()),
+    }
+    assert to_m2f(state)[0]["transformer_decoder.input_proj.0.weight"].shape == ()
+
+
 def test_what_nobody_knows_is_kept_for_the_report() -> None:
     state = from_m2f(small_state(), "huggingface")
     strange = {f"{ENCODER}.extra.weight": torch.zeros(1), "model.transformer_module.new": torch.zeros(1)}

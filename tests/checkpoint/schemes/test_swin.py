@@ -1,4 +1,4 @@
-"""Swin backbones of Microsoft and timm in m2f's Swin; their numbers are in tests/modeling/backbone/test_against_timm."""
+"""Swins of Microsoft and timm in m2f's; their numbers are in tests/modeling/backbone/test_against_timm."""
 
 from __future__ import annotations
 
