@@ -354,7 +354,7 @@ SMALL_SWIN = [
 
 def test_a_run_evaluates_as_before_in_every_home(spec_file: Path, tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
-    command = ["-e", str(spec_file), *SMALL_SWIN]
+    command = ["-e", str(spec_file), *SMALL_SWIN, "evaluate.tasks=[semantic]"]
     assert main([*command, "train.max_iters=1", "dataset.val.name="]) == 0
     latest = tmp_path / "results" / "train" / "mask2former_model_latest.pth"
     found = []

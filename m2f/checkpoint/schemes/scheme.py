@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from torch import Tensor
 
@@ -14,8 +14,8 @@ State = dict[str, Tensor]
 
 SCHEME_REGISTRY = Registry(
     "weight scheme",
-    "A `Scheme` class. `recognises(names)` looks at parameter names alone and at most one scheme says yes; "
-    "`to_m2f(state)` gives m2f's names and layouts, and `from_m2f(state)`, where there is one, the way back.",
+    "A `Scheme` class. `recognises(names)` looks at parameter names alone; of those that hold whole models at most one "
+    "says yes, else at most one of the others. `to_m2f(state)` gives m2f's names and layouts, and `from_m2f(state)`, where there is one, the way back.",
 )
 
 
@@ -79,17 +79,31 @@ def renamed(state: State, rules: Rules) -> State:
     Raises:
         ValueError: two names become the same.
     """
-    new = {name: rename(name, rules) for name in state}
+    return under(state, lambda name: rename(name, rules))
+
+
+def under(state: Mapping[str, Tensor], new_name: Callable[[str], str]) -> State:
+    """The same tensors under other names.
+
+    Raises:
+        ValueError: two names become the same, and one tensor would be lost.
+    """
     first: dict[str, str] = {}
-    for name, target in new.items():
+    for name in state:
+        target = new_name(name)
         if first.setdefault(target, name) != name:
             raise ValueError(f"{first[target]} and {name} are both {target}; a file has one of them")
-    return {new[name]: tensor for name, tensor in state.items()}
+    return {target: state[name] for target, name in first.items()}
 
 
 def below_backbone(state: State) -> State:
     """Every name below `backbone.`, where a file of a backbone alone may already have it."""
-    return {name if name.startswith("backbone.") else f"backbone.{name}": tensor for name, tensor in state.items()}
+    return renamed(state, ((r"^(?!backbone\.)", "backbone."),))
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> State:
+    """The names without DistributedDataParallel's `module.`."""
+    return renamed(dict(state), ((r"^module\.", ""),))
 
 
 def without_derived(state: State) -> State:
