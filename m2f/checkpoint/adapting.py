@@ -20,7 +20,7 @@ Rule = Callable[[State, State], tuple[State, list[str]]]
 
 _BIAS_TABLE = re.compile(r"(^|\.)relative_position_bias_table$")
 _POSITION_GRID = re.compile(r"(^|\.)absolute_pos_embed$")
-_CLASS_HEAD = re.compile(r"(^|\.)class_embed\.(weight|bias)$")
+CLASS_HEAD = re.compile(r"(^|\.)class_embed\.(weight|bias)$")
 _QUERIES = re.compile(r"(^|\.)(query_feat|query_embed)\.weight$")
 
 
@@ -47,7 +47,7 @@ def adapt(
     rules: tuple[tuple[re.Pattern[str], Rule], ...] = (
         (_BIAS_TABLE, resize_bias_tables),
         (_POSITION_GRID, resize_position_grids),
-        (_CLASS_HEAD, partial(carry_class_rows, classes=classes, complete=complete)),
+        (CLASS_HEAD, partial(carry_class_rows, classes=classes, complete=complete)),
         (_QUERIES, partial(fit_queries, complete=complete)),
     )
     fitting: State = {}
@@ -83,18 +83,16 @@ def resize_bias_tables(own: State, theirs: State) -> tuple[State, list[str]]:
 
 
 def resize_position_grids(own: State, theirs: State) -> tuple[State, list[str]]:
-    """Absolute positions as (1, C, h, w) or, in classification files, (1, h * w, C), to the model's (1, C, H, W).
+    """Absolute positions (1, C, h, w) to the model's (1, C, H, W).
 
-    What is neither, or has other channels, is handed back as it is.
+    What is no such grid, or has other channels, is handed back as it is.
     """
     fitted, lines = dict(theirs), []
-    for name, table in theirs.items():
-        grid, wanted = _as_grid(table), own[name].shape
-        if grid is not None and len(wanted) == 4 and grid.shape[:2] == wanted[:2]:
-            fitted[name] = grid
-            if grid.shape != wanted:
-                fitted[name] = _resized(grid[0], (wanted[2], wanted[3]))[None]
-                lines.append(f"absolute position table: from {_by(grid)} to {_by(own[name])}, bicubic")
+    for name, grid in theirs.items():
+        wanted = own[name].shape
+        if grid.ndim == len(wanted) == 4 and grid.numel() and grid.shape[:2] == wanted[:2] and grid.shape != wanted:
+            fitted[name] = _resized(grid[0], (wanted[2], wanted[3]))[None]
+            lines.append(f"absolute position table: from {_by(grid)} to {_by(own[name])}, bicubic")
     return fitted, lines
 
 
@@ -142,16 +140,6 @@ def _window(table: Tensor) -> int | None:
         return None
     side = isqrt(len(table))
     return (side + 1) // 2 if side % 2 and side * side == len(table) else None
-
-
-def _as_grid(table: Tensor) -> Tensor | None:
-    """(1, C, h, w); None: it is neither that nor the rows of a square."""
-    if table.ndim == 4:
-        return table if table.numel() else None
-    if table.ndim != 3 or table.numel() == 0:
-        return None
-    side = isqrt(table.shape[1])
-    return table.mT.unflatten(2, (side, side)) if side * side == table.shape[1] else None
 
 
 def _resized(grid: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from m2f.checkpoint.formats import describe, load_plain, read_file
+from m2f.checkpoint.formats import describe, read_file
 from m2f.checkpoint.numpy_readers import NumpyArray
 from m2f.checkpoint.spelling import find_checkpoint
 from m2f.checkpoint.unpickling import plain
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
-
-__all__ = ["Content", "load_plain", "read_content"]
 
 # Where writers put the weights; running averages of them are a second choice.
 _WEIGHTS = ("model", "state_dict", "model_state_dict", "model_state", "module", "params", "blobs")
@@ -83,6 +81,11 @@ def read_content(source: str | Path) -> Content:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = read_file(path)
     found = _find_weights(content, _NESTING)
+    if found is None and "state_dict_encrypted" in content:
+        raise ValueError(
+            f"{path}: TAO has encrypted its weights (state_dict_encrypted), and m2f cannot decrypt them; "
+            "train there without encryption_key, or save the decrypted state_dict"
+        )
     if found is None:
         raise ValueError(f"{path}: holds no weights, only {_few(map(str, content)) or 'an empty dict'}")
     weights, rest = found

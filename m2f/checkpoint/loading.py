@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from m2f.checkpoint.adapting import adapt
+from m2f.checkpoint.adapting import CLASS_HEAD, adapt
+from m2f.checkpoint.architecture import PARTS, of_part, require_same_network, without_counters
 from m2f.checkpoint.class_names import class_names
 from m2f.checkpoint.files import Content, read_content
 from m2f.checkpoint.rows import ClassLists
 from m2f.checkpoint.schemes import State, to_m2f
+from m2f.checkpoint.schemes.scheme import unwrapped
 from m2f.structures.metadata import Metadata
-
-PARTS = ("backbone", "pixel_decoder", "transformer_decoder")
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class LoadReport:
         fresh: names of the model's tensors that kept their initial values.
         ignored: names of tensors, converted to m2f's scheme, that the model did not use.
         adapted: a line for each rule that changed tensors to make them fit.
+        by_place: the rows of the class head were taken in the file's order, since not both sides name their classes.
     """
 
     source: str
@@ -56,11 +56,13 @@ class LoadReport:
     fresh: tuple[str, ...]
     ignored: tuple[str, ...]
     adapted: tuple[str, ...] = ()
+    by_place: bool = False
 
     def lines(self) -> list[str]:
         """Three lines for the log, and those of the rules."""
+        order = "; class rows by their place, as not both sides name them" if self.by_place else ""
         return [
-            f"loaded {_count(self.loaded)} from {self.source} ({self.scheme} names)",
+            f"loaded {_count(self.loaded)} from {self.source} ({self.scheme} names){order}",
             f"left at their initial values: {_count(self.fresh)}",
             f"in the file, not used: {_count(self.ignored)}",
             *self.adapted,
@@ -85,8 +87,8 @@ def load_weights(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be used; a tensor does not fit (see `adapting`); a part that the file holds would
-            stay as it is to a good part; or the model is not complete and has to be.
+        ValueError: the file cannot be used; it is of another network (see `architecture`); a tensor does not fit (see
+            `adapting`); or the model is not complete and has to be.
     """
     state, info = read_state(weights, model.state_dict().keys())
     return load_state(model, state, info, part=part, complete=complete)
@@ -105,18 +107,17 @@ def read_state(weights: str | Path | Mapping[str, Tensor], own: Collection[str] 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, of another kind, or holds no known weights; the message names the file.
+        ValueError: it is truncated, of another kind, holds no known weights, or two of them become one; the message
+            names the file.
         TypeError: `weights` is none of the three, or a state dict of something else than tensors.
     """
     content = _content(weights)
-    bare = {name.removeprefix("module."): tensor for name, tensor in content.state.items()}
-    if _is_ours(content.rest) or bare.keys() <= set(own):
-        state, scheme = bare, "m2f"
-    else:
-        try:
-            state, scheme = to_m2f(content.state, own)
-        except ValueError as error:
-            raise ValueError(f"{content.source}: {error}") from None
+    try:
+        bare = unwrapped(content.state)
+        is_ours = _is_ours(content.rest) or bare.keys() <= set(own)
+        state, scheme = (bare, "m2f") if is_ours else to_m2f(bare, own)
+    except ValueError as error:
+        raise ValueError(f"{content.source}: {error}") from None
     return state, Info(content.source, scheme, class_names(content.rest), content.rest)
 
 
@@ -129,12 +130,13 @@ def load_state(
     own = model.state_dict()
     try:
         if part is not None:
-            own, state = _of_part(own, part), _of_part(state, part)
+            own, state = of_part(own, part), of_part(state, part)
             if not state:
                 raise ValueError(f"holds no weights of the {part}")
-        _refuse_unloaded_parts(own, state)
-        fitting, adapted = adapt(own, state, _class_lists(model, info), complete=complete)
-        fresh = _weights(name for name in own if name not in fitting)
+        require_same_network(own, state)
+        classes = _class_lists(model, info)
+        fitting, adapted = adapt(own, state, classes, complete=complete)
+        fresh = without_counters(name for name in own if name not in fitting)
         if complete and fresh:
             raise ValueError(f"lacks {_count(fresh)}, without which the model cannot answer")
     except ValueError as error:
@@ -145,8 +147,9 @@ def load_state(
         scheme=info.scheme,
         loaded=tuple(name for name in own if name in fitting),
         fresh=fresh,
-        ignored=_weights(name for name in state if name not in fitting),
+        ignored=without_counters(name for name in state if name not in fitting),
         adapted=tuple(adapted),
+        by_place=None in (classes.ours, classes.theirs) and any(map(CLASS_HEAD.search, fitting)),
     )
 
 
@@ -173,40 +176,6 @@ def _class_lists(model: nn.Module, info: Info) -> ClassLists:
         return ClassLists(info.class_names)
     gaps = frozenset(label for label, category in enumerate(metadata.categories) if category.is_gap)
     return ClassLists(info.class_names, metadata.names, gaps)
-
-
-def _of_part(state: Mapping[str, Tensor], part: str) -> State:
-    return {name: tensor for name, tensor in state.items() if name.startswith(part + ".")}
-
-
-def _weights(names: Iterable[str]) -> tuple[str, ...]:
-    """Without the counters of batch norms: nothing reads them, and frozen ones do not have them."""
-    return tuple(name for name in names if not name.endswith("num_batches_tracked"))
-
-
-def _refuse_unloaded_parts(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """A part that the file holds under names that the model does not have is another network, or another version's.
-
-    A few other names may be: a classifier's last norm, a module that a project has replaced.
-    """
-    if not own.keys() & state.keys():
-        raise ValueError(f"no weight has a name of the model; first names: {', '.join(list(state)[:3])}")
-    for part in PARTS:
-        wanted, found = _weights(_of_part(own, part)), _weights(_of_part(state, part))
-        missing = [name for name in wanted if name not in state]
-        if found and (2 * len(missing) > len(wanted) or 10 * _renamed(own, state, missing, found) > len(wanted)):
-            raise ValueError(
-                f"holds a {part}, but only {len(wanted) - len(missing)} of the model's {len(wanted)} tensors there; "
-                f"missing {', '.join(missing[:3])} ... The weights belong to another {part}"
-            )
-
-
-def _renamed(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: Sequence[str], found: Sequence[str]
-) -> int:
-    """How many of the missing tensors may stand in the file under other names, going by their shapes."""
-    unknown = Counter(state[name].shape for name in found if name not in own)
-    return sum((Counter(own[name].shape for name in missing) & unknown).values())
 
 
 def _count(names: Sequence[str], shown: int = 4) -> str:

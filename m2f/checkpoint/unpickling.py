@@ -21,7 +21,7 @@ from m2f.checkpoint.numpy_readers import Foreign, Latin1, NumpyArray, numpy_read
 
 # Configurations, histories, paths, dates and types.
 _PACKAGES = re.compile(
-    r"(addict|argparse|datetime|detectron2|easydict|fvcore|lightning(_fabric|_utilities)?|mm(cv|det|engine|pretrain|seg)"
+    r"(addict|argparse|datetime|detectron2|easydict|eff|fvcore|lightning(_fabric|_utilities)?|mm(cv|det|engine|pretrain|seg)"
     r"|nvidia_tao_(core|pytorch)|omegaconf|pathlib|pytorch_lightning|torchmetrics|typing|yacs)\."
 )
 # `getattr` is how protocol 2 spells the method of a class: mmengine's history holds some. It is never the real one.

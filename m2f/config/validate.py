@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from m2f.config import rules
@@ -154,31 +154,33 @@ def _check_backbone(cfg: CfgNode) -> None:
 
 def _check_features(cfg: CfgNode, section: str) -> None:
     """The encoder reads only feature maps that the backbone gives."""
-    node = cfg.leaf(section)
-    given = _in_both(node.out_features, node.get("out_indices", (0, 1, 2, 3)))
+    given, keys = _given_features(cfg, section)
     key = "model.sem_seg_head.deformable_transformer_encoder_in_features"
     missing = [name for name in cfg.leaf(key) if name not in given]
     if missing:
-        problem = f"{', '.join(missing)} does not leave the backbone ({section}.out_features and out_indices)"
-        _fail(cfg, key, problem, others=[f"{section}.out_features", f"{section}.out_indices"])
+        _fail(cfg, key, f"{', '.join(missing)} does not leave the backbone ({' and '.join(keys)})", others=keys)
 
 
 def _check_strides(cfg: CfgNode, section: str) -> None:
     """Both pixel decoders start at a feature map of `common_stride` and need three maps of that stride or coarser."""
-    node = cfg.leaf(section)
-    first = node.get("patch_size", 4)
-    given = _in_both(node.out_features, node.get("out_indices", (0, 1, 2, 3)))
+    given, keys = _given_features(cfg, section)
+    patch_size = f"{section}.patch_size"
+    others = [*keys, patch_size] if "patch_size" in cfg.leaf(section) else keys
+    first = cfg.leaf(section).get("patch_size", 4)
     strides = [first * 2**stage for stage, name in enumerate(rules.STAGES) if name in given]
     key = "model.sem_seg_head.common_stride"
-    others = [f"{section}.out_features", f"{section}.out_indices", f"{section}.patch_size"]
     if cfg.leaf(key) not in strides:
         _fail(cfg, key, f"the feature maps of the backbone have the strides {strides}", others=others)
     if sum(stride >= cfg.leaf(key) for stride in strides) < 3:
         _fail(cfg, key, "the decoder needs three feature maps of that stride or coarser", others=others)
 
 
-def _in_both(features: Iterable[str], indices: Iterable[int]) -> set[str]:
-    return set(features) & {rules.STAGES[index] for index in indices}
+def _given_features(cfg: CfgNode, section: str) -> tuple[set[str], list[str]]:
+    """The feature maps that leave a backbone, and the keys that say so."""
+    node = cfg.leaf(section)
+    keys = [name for name in ("out_features", "out_indices") if name in node]
+    by_place = {rules.STAGES[index] for index in node.get("out_indices", range(len(rules.STAGES)))}
+    return set(node.out_features) & by_place, [f"{section}.{name}" for name in keys]
 
 
 def _check_widths(cfg: CfgNode) -> None:

@@ -141,24 +141,19 @@ def test_where_windows_do_not_matter_the_answers_are_the_same() -> None:
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["grid", "rows"])
-def test_absolute_positions_come_as_a_grid_or_as_rows(layout: str) -> None:
+def test_absolute_positions_of_the_same_image_size_are_left_alone() -> None:
     source, model = (make_model(seed=seed, ape=True, pretrain_img_size=32) for seed in (0, 1))
     state = source.state_dict()
     assert state[GRID].shape == (1, 8, 8, 8)
-    if layout == "rows":
-        state[GRID] = state[GRID].flatten(2).mT
     fitting, lines = adapt(model.state_dict(), state, NO_CLASSES)
     model.load_state_dict(fitting)
     assert lines == []
     assert all(torch.equal(a, b) for a, b in zip(answers(model), answers(source), strict=True))
 
 
-@pytest.mark.parametrize("layout", ["grid", "rows"])
-def test_absolute_positions_of_another_image_size_are_resized(layout: str) -> None:
+def test_absolute_positions_of_another_image_size_are_resized() -> None:
     grid = torch.randn(1, 4, 7, 7)
-    theirs = grid if layout == "grid" else grid.flatten(2).mT
-    fitted, lines = resize_position_grids({GRID: torch.zeros(1, 4, 12, 10)}, {GRID: theirs})
+    fitted, lines = resize_position_grids({GRID: torch.zeros(1, 4, 12, 10)}, {GRID: grid})
     expected = torch.einsum("ai,bj,ncij->ncab", _bicubic_matrix(7, 12), _bicubic_matrix(7, 10), grid.double())
     torch.testing.assert_close(fitted[GRID].double(), expected, atol=1e-5, rtol=0)
     assert lines == ["absolute position table: from 7x7 to 12x10, bicubic"]

@@ -110,6 +110,10 @@ def test_a_dict_whose_methods_are_covered_up_is_read(tmp_path: Path) -> None:
         ({"epoch": 3, "lr": 0.1}, "holds no weights, only epoch, lr"),
         ({}, "holds no weights, only an empty dict"),
         ({"model": {"width": 3}}, "holds no weights, only model"),
+        (
+            {"state_dict": b"encrypted", "state_dict_encrypted": True},
+            "TAO has encrypted its weights .*; train there without encryption_key",
+        ),
         ({str(n): n for n in range(9)}, "only 0, 1, 2, 3, 4, ..."),
         ({"a": torch.eye(2).to_sparse()}, "a is a sparse"),
         ({"a": torch.empty(2, device="meta")}, "a is a sparse, nested, quantized or empty shell"),

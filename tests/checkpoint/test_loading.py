@@ -159,7 +159,7 @@ def test_three_lines_tell_what_happened() -> None:
     lines = load_weights(Model(), state).lines()
     assert len(lines) == 3
     assert lines[0].startswith("loaded 16 tensors (backbone.patch_embed.proj.weight, ")
-    assert lines[0].endswith(", ...) from a state dict (m2f names)")
+    assert lines[0].endswith("from a state dict (m2f names); class rows by their place, as not both sides name them")
     assert lines[1] == "left at their initial values: 1 tensor (pixel_decoder.layer_1.bias)"
     assert lines[2] == "in the file, not used: 1 tensor (backbone.head.weight)"
 
@@ -180,6 +180,7 @@ def test_class_names_come_from_the_file(tmp_path: Path) -> None:
     torch.save({**_files(source)["m2f"], "metadata": source.metadata.to_dict()}, tmp_path / "a.pth")
     report = load_weights(model, tmp_path / "a.pth")
     assert report.adapted == ("class head: 2 of 4 rows by category name, fresh: b, c; not used of the file's: x",)
+    assert report.lines()[0].endswith("a.pth (m2f names)")
     assert torch.equal(
         model.transformer_decoder["class_embed"].weight[[3, 0, 4]],
         source.transformer_decoder["class_embed"].weight[[0, 2, 3]],
@@ -227,6 +228,20 @@ def test_half_precision_weights_are_taken_in_the_models_precision() -> None:
     load_weights(model, {name: tensor.half() for name, tensor in source.state_dict().items()}, complete=True)
     assert model.pixel_decoder["layer_1"].weight.dtype == torch.float32
     torch.testing.assert_close(model.state_dict(), source.state_dict(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("has_version", [True, False])
+def test_two_names_of_one_tensor_are_refused(tmp_path: Path, has_version: bool) -> None:
+    own = Model().state_dict()
+    content = {
+        "model": {**own, "module.backbone.norm0.bias": torch.ones(6)},
+        **({"m2f_version": "0"} if has_version else {}),
+    }
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(
+        ValueError, match=r"a.pth: backbone.norm0.bias and module.backbone.norm0.bias are both backbone"
+    ):
+        load_weights(Model(), tmp_path / "a.pth")
 
 
 # Refusals: nothing of the model changes.

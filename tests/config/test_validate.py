@@ -28,6 +28,14 @@ from m2f.config.variants import ALL
         (["model.sem_seg_head.convs_dim=48"], "multiple of 32"),
         (["model.backbone.swin.out_features=[res2,res9]"], "'res9' is none of res2"),
         (["model.backbone.swin.out_indices=[0,1,2]"], "in_features.*res5 does not leave the backbone"),
+        (
+            [
+                "model.backbone.type=timm",
+                "model.backbone.timm.name=a",
+                "model.backbone.timm.out_features=[res2,res3,res4]",
+            ],
+            r"res5 does not leave the backbone \(model.backbone.timm.out_features\)",
+        ),
         (["model.sem_seg_head.common_stride=6"], r"common_stride' is 6: .*strides \[4, 8, 16, 32\]"),
         (["model.sem_seg_head.common_stride=16"], "three feature maps"),
         (["model.backbone.type=resnet", "model.backbone.resnet.out_features=[res3,res4,res5]"], "common_stride' is 4"),

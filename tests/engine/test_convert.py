@@ -238,7 +238,7 @@ def test_overrides_change_the_spec_that_the_file_brings(tmp_path: Path) -> None:
     [
         ("model.mask_former.num_object_queries=9", "5 queries.* 9|9.* 5"),
         ("model.sem_seg_head.num_classes=4", "the file has 3 classes and the model 4"),
-        ("model.mask_former.dec_layers=3", "lacks .* tensors"),
+        ("model.mask_former.dec_layers=3", "ends at 0 in the file and at 1 in the model"),
         ("model.sem_seg_head.mask_dim=24", r"\(24,|24, "),
         ("model.backbone.type=nothing", "nothing"),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
-from m2f.checkpoint.schemes.scheme import SCHEME_REGISTRY, State
+from m2f.checkpoint.schemes.scheme import SCHEME_REGISTRY, State, unwrapped
 from m2f.checkpoint.schemes.timm import to_network
 
 
@@ -21,9 +21,9 @@ def to_m2f(state: Mapping[str, Tensor], own: Collection[str] = ()) -> tuple[Stat
         The tensors under m2f's names, and the name of the scheme.
 
     Raises:
-        ValueError: no scheme knows the names.
+        ValueError: no scheme knows the names, or the scheme that does cannot use them.
     """
-    bare = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    bare = unwrapped(state)
     network = to_network(bare, own)
     if network is not None:
         return network, "timm"
@@ -50,7 +50,7 @@ def detect(names: Iterable[str]) -> str:
     """The name of the scheme that recognises these names.
 
     Raises:
-        ValueError: none does.
+        ValueError: none does, or several do.
     """
     bare = [name.removeprefix("module.") for name in names]
     found = [name for name in SCHEME_REGISTRY.names() if SCHEME_REGISTRY.get(name).recognises(bare)]
@@ -61,4 +61,6 @@ def detect(names: Iterable[str]) -> str:
             f"m2f reads {', '.join(SCHEME_REGISTRY.names())}, and timm's where model.backbone.type is timm and "
             "model.backbone.timm.name is the file's network"
         )
+    if len(whole or found) > 1:
+        raise ValueError(f"weight names of {' and '.join(whole or found)} at once; a file has those of one home")
     return (whole or found)[0]

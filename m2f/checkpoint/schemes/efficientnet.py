@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import torch
 
-from m2f.checkpoint.schemes.scheme import SCHEME_REGISTRY, Rules, Scheme, State, rename, without_derived
+from m2f.checkpoint.schemes.scheme import SCHEME_REGISTRY, Rules, Scheme, State, rename, under, without_derived
 
 _BLOCK = re.compile(r"^_blocks\.(\d+)\.(.+)$")
 _OUTSIDE: Rules = (
@@ -46,7 +46,7 @@ class EfficientNet(Scheme):
     def to_m2f(state: State) -> State:
         """Everything below `backbone.network.`, under timm's names."""
         places = _places(state)
-        return {f"backbone.network.{_renamed(name, state, places)}": t for name, t in without_derived(state).items()}
+        return under(without_derived(state), lambda name: f"backbone.network.{_renamed(name, state, places)}")
 
 
 def _places(state: State) -> list[str]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
-from torch import Tensor
-
 from m2f.checkpoint.schemes.huggingface_backbones import from_huggingface, to_huggingface
-from m2f.checkpoint.schemes.official import EMPTY_WEIGHT
+from m2f.checkpoint.schemes.official import EMPTY_WEIGHT, class_weights
 from m2f.checkpoint.schemes.scheme import SCHEME_REGISTRY, Rules, Scheme, State, has, renamed, without_derived
 from m2f.checkpoint.schemes.two_way import Pairs, back, joined, split, there
 
@@ -87,8 +84,6 @@ class HuggingFace(Scheme):
     def from_m2f(state: State) -> State:
         """The names that `save_pretrained` writes, with the loss's class weights.
 
-        The latter are `criterion.empty_weight` of the input, or those of the published runs.
-
         Raises:
             ValueError: Hugging Face's model has no place for this one's parts; the message says which.
         """
@@ -99,22 +94,11 @@ class HuggingFace(Scheme):
         left = [name for name in theirs if not has([name], r"^(model|class_predictor)\.")]
         if left:
             raise ValueError(f"Hugging Face's Mask2Former cannot hold this model: it has no place for {left[0]}")
-        return {**theirs, EMPTY_WEIGHT: state.get(EMPTY_WEIGHT, _empty_weight(theirs["class_predictor.bias"]))}
-
-
-def _empty_weight(bias: Tensor) -> Tensor:
-    """(K + 1,) class weights of the loss as published, no-object last."""
-    return torch.cat([torch.ones(len(bias) - 1), torch.tensor([0.1])])
+        return {**theirs, EMPTY_WEIGHT: class_weights(state, len(theirs["class_predictor.bias"]))}
 
 
 def _refuse_relatives(state: State) -> None:
-    for family, pattern in (
-        ("OneFormer", r"^model\.(task_encoder|text_mapper)\.|^transformer_module\.decoder\.query_transformer\."),
-        (
-            "MaskFormer",
-            r"^pixel_level_module\.decoder\.fpn\.|^transformer_module\.decoder\.layers\.\d+\.encoder_attn\.",
-        ),
-    ):
+    for family, pattern in _RELATIVES.items():
         if has(state, pattern):
             raise ValueError(f"the weights of a {family}, not of a Mask2Former; m2f has no such model")
 

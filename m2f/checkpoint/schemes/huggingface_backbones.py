@@ -7,7 +7,6 @@ other names, which a bare `model.state_dict()` has.
 from __future__ import annotations
 
 from collections.abc import Collection
-from math import isqrt
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from m2f.checkpoint.schemes.scheme import (
     renamed,
     without_derived,
 )
+from m2f.checkpoint.schemes.swin import refuse_swin_v2, with_position_map
 from m2f.checkpoint.schemes.two_way import Pairs, back, joined, split, there
 
 _BLOCK, _OUR_BLOCK = "backbone.encoder.layers.*.blocks.*", "backbone.layers.*.blocks.*"
@@ -116,16 +116,9 @@ def from_huggingface(state: State) -> State:
     Raises:
         ValueError: a Swin V2, a projection without its siblings, or a position table that is not of a square.
     """
-    if has(state, r"^backbone\..*\.attention\.self\.(logit_scale|continuous_position_bias_mlp\.)"):
-        raise ValueError(
-            "a Swin V2, whose attention is another one than that of m2f's Swin; use model.backbone.type: timm with "
-            "its name there, such as swinv2_tiny_window8_256"
-        )
+    refuse_swin_v2(state)
     named = renamed(renamed(state, _OTHER_SPELLINGS), there(_SWIN + _RESNET))
-    named = joined(named, _PROJECTIONS, _QKV)
-    if _POSITIONS in named:
-        named[_POSITIONS] = _as_map(named[_POSITIONS])
-    return named
+    return with_position_map(joined(named, _PROJECTIONS, _QKV))
 
 
 def to_huggingface(state: State) -> State:
@@ -142,18 +135,6 @@ def to_huggingface(state: State) -> State:
     return {**named, **_last_norm(state), **_batch_counters(named)}
 
 
-def _as_map(table: Tensor) -> Tensor:
-    """(1, N, C) positions row by row to (1, C, side, side).
-
-    Raises:
-        ValueError: N is no square.
-    """
-    side = isqrt(table.shape[1]) if table.ndim == 3 else 0
-    if table.ndim != 3 or side**2 != table.shape[1]:
-        raise ValueError(f"position_embeddings has shape {tuple(table.shape)}; (1, side * side, C) was expected")
-    return table.mT.unflatten(2, (side, side)).contiguous()
-
-
 def _as_rows(table: Tensor) -> Tensor:
     """(1, C, side, side) to (1, side * side, C)."""
     return table.flatten(2).mT.contiguous()
@@ -161,9 +142,9 @@ def _as_rows(table: Tensor) -> Tensor:
 
 def _last_norm(state: State) -> State:
     """The norm of a classifier that transformers 5's Swin has and its Mask2Former never asks."""
-    widths = [tensor.shape[0] for name, tensor in state.items() if name.endswith(".norm2.weight")]
     if not has(state, r"^backbone\.patch_embed\."):
         return {}
+    widths = [tensor.shape[0] for name, tensor in state.items() if name.endswith(".norm2.weight")]
     norm = "backbone.swin.layernorm"
     return {f"{norm}.weight": torch.ones(max(widths)), f"{norm}.bias": torch.zeros(max(widths))}
 

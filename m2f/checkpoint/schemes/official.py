@@ -53,15 +53,12 @@ class Official(Scheme):
 
     @staticmethod
     def from_m2f(state: State) -> State:
-        """With the buffers that official models save: Swin's index tables and the loss's class weights.
-
-        The latter are `criterion.empty_weight` of the input, or those of the published runs.
-        """
+        """With the buffers that official models save: Swin's index tables and the loss's class weights."""
         official = renamed(to_detectron2(without_derived(state)), _FROM_M2F)
         official.update(_index_tables(official))
         bias = official.get("sem_seg_head.predictor.class_embed.bias")
         if bias is not None:
-            official[EMPTY_WEIGHT] = state.get(EMPTY_WEIGHT, _empty_weight(len(bias)))
+            official[EMPTY_WEIGHT] = class_weights(state, len(bias))
         return official
 
 
@@ -80,8 +77,8 @@ def _index_tables(state: State) -> State:
     return {name.replace(_TABLE, _INDEX): relative_position_index(window) for name, window in windows.items()}
 
 
-def _empty_weight(rows: int) -> Tensor:
-    """(K + 1,) class weights of the loss as published, no-object last."""
-    weights = torch.ones(rows)
-    weights[-1] = _NO_OBJECT_WEIGHT
-    return weights
+def class_weights(state: State, rows: int) -> Tensor:
+    """(K + 1,) class weights of the loss, no-object last: the state's own, or those of the published runs."""
+    published = torch.ones(rows)
+    published[-1] = _NO_OBJECT_WEIGHT
+    return state.get(EMPTY_WEIGHT, published)

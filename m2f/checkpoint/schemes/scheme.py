@@ -14,8 +14,9 @@ State = dict[str, Tensor]
 
 SCHEME_REGISTRY = Registry(
     "weight scheme",
-    "A `Scheme` class. `recognises(names)` looks at parameter names alone; of those that hold whole models at most one "
-    "says yes, else at most one of the others. `to_m2f(state)` gives m2f's names and layouts, and `from_m2f(state)`, where there is one, the way back.",
+    "A `Scheme` class. `recognises(names)` looks at parameter names alone; at most one scheme of a whole model says "
+    "yes, else at most one of a backbone. `to_m2f(state)` gives m2f's names and layouts, and `from_m2f(state)`, where "
+    "there is one, the way back.",
 )
 
 
@@ -103,7 +104,7 @@ def below_backbone(state: State) -> State:
 
 def unwrapped(state: Mapping[str, Tensor]) -> State:
     """The names without DistributedDataParallel's `module.`."""
-    return renamed(dict(state), ((r"^module\.", ""),))
+    return under(state, lambda name: name.removeprefix("module."))
 
 
 def without_derived(state: State) -> State:

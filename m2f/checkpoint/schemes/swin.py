@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from math import isqrt
 
-from torch import Tensor
-
 from m2f.checkpoint.schemes.scheme import (
     SCHEME_REGISTRY,
     Rules,
@@ -22,7 +20,8 @@ _RULES: Rules = (
     (r"^backbone\.", ""),
     (r"^layers_(?=\d)", "layers."),  # timm's features_only networks
 )
-_POSITIONS = "absolute_pos_embed"
+_POSITIONS = "backbone.absolute_pos_embed"
+_ONLY_IN_V2 = r"\.(attn|attention\.self)\.(logit_scale|cpb_mlp\.|continuous_position_bias_mlp\.|tau$)"
 
 
 @SCHEME_REGISTRY.register("swin")
@@ -44,15 +43,9 @@ class Swin(Scheme):
         Raises:
             ValueError: the weights are a Swin V2's, or the position table is not that of square images.
         """
-        if has(state, r"\.attn\.(logit_scale|cpb_mlp\.|tau$)"):
-            raise ValueError(
-                "a Swin V2, whose attention is another one than that of m2f's Swin; use model.backbone.type: timm "
-                "with its name there, such as swinv2_tiny_window8_256"
-            )
-        named = renamed(without_derived(state), _RULES)
-        if _POSITIONS in named:
-            named[_POSITIONS] = _as_map(named[_POSITIONS])
-        return below_backbone(_downsampling_last(named))
+        refuse_swin_v2(state)
+        named = below_backbone(_downsampling_last(renamed(without_derived(state), _RULES)))
+        return with_position_map(named)
 
 
 def _downsampling_last(state: State) -> State:
@@ -63,15 +56,25 @@ def _downsampling_last(state: State) -> State:
     return renamed(state, rules)
 
 
-def _as_map(table: Tensor) -> Tensor:
-    """Microsoft's classifiers hold (1, N, C) positions, row by row; detection networks and m2f (1, C, side, side).
+def refuse_swin_v2(state: State) -> None:
+    """Raise ValueError where Microsoft's, timm's or Hugging Face's names are those of a Swin V2."""
+    if has(state, _ONLY_IN_V2):
+        raise ValueError(
+            "a Swin V2, whose attention is another one than that of m2f's Swin; use model.backbone.type: timm with "
+            "its name there, such as swinv2_tiny_window8_256"
+        )
+
+
+def with_position_map(state: State) -> State:
+    """Absolute positions as m2f and detection networks have them, (1, C, side, side); classifiers' are (1, N, C).
 
     Raises:
         ValueError: N is no square.
     """
-    if table.ndim != 3:
-        return table
+    table = state.get(_POSITIONS)
+    if table is None or table.ndim != 3:
+        return state
     side = isqrt(table.shape[1])
     if side**2 != table.shape[1]:
         raise ValueError(f"{_POSITIONS} has {table.shape[1]} positions; a square number was expected")
-    return table.mT.unflatten(2, (side, side)).contiguous()
+    return {**state, _POSITIONS: table.mT.unflatten(2, (side, side)).contiguous()}

@@ -16,7 +16,8 @@ _FROM_OFFICIAL: Rules = (
     (r"^(?!criterion\.)", "model."),
     (r"^model\.backbone\.", "model.backbone.model."),
 )
-_BY_CLASS = re.compile(r"\.class_embed\.(weight|bias)$|^criterion\.empty_weight$")
+# Not m2f's own class head, which a Lightning module may hold below `model.` too.
+_BY_CLASS = re.compile(r"^sem_seg_head\.predictor\.class_embed\.(weight|bias)$|^criterion\.empty_weight$")
 _EFFICIENTVIT = r"^backbone\.(input_stem|stages\.\d+)\.op_list\."
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 
-from m2f.checkpoint.schemes.scheme import State
+from m2f.checkpoint.schemes.scheme import State, under
 
 _NETWORK = "backbone.network."
 _WRAPPERS = ("model.", "body.", "backbone.")
@@ -21,8 +22,9 @@ def to_network(state: State, own: Collection[str]) -> State | None:
         own: names of the model's tensors.
 
     Returns:
-        All tensors below `backbone.network.`, those the network lacks, such as its head's, under the file's names.
-        None: the model has no timm network, or the file at most half of its tensors.
+        All tensors below `backbone.network.`: those the network lacks below the module of the network in which they
+        would stand, or, such as a head's, under the file's names. None: the model has no timm network, or the file at
+        most half of its tensors.
 
     Raises:
         ValueError: two of the network's names, or two of the file's, cannot be told apart in this way.
@@ -31,7 +33,11 @@ def to_network(state: State, own: Collection[str]) -> State | None:
     held = _joined(state) if wanted else {}
     if 2 * len(wanted.keys() & held.keys()) <= len(wanted):
         return None
-    return {_NETWORK + wanted.get(joint, name): state[name] for joint, name in held.items()}
+    modules = {
+        joint[: -len(below)]: name[: -len(below)] for joint, name in wanted.items() for below in _tails(joint, name)
+    }
+    new = {name: wanted.get(joint) or _in_its_module(joint, name, modules) for joint, name in held.items()}
+    return under(state, lambda name: _NETWORK + new[name])
 
 
 def _joined(names: Collection[str]) -> dict[str, str]:
@@ -47,3 +53,17 @@ def _joined(names: Collection[str]) -> dict[str, str]:
         if other != name:
             raise ValueError(f"{other} and {name} cannot be told apart: timm may write a dot as an underscore")
     return joined
+
+
+def _in_its_module(joint: str, name: str, modules: Mapping[str, str]) -> str:
+    """The name in the innermost module of the network, by joint, that it can stand in; else as it is."""
+    for below in _tails(joint, name):
+        if joint[: -len(below)] in modules:
+            return modules[joint[: -len(below)]] + below
+    return name
+
+
+def _tails(joint: str, name: str) -> list[str]:
+    """The name from each of its dots on, the shortest first, without its wrapper, which the joint has lost."""
+    bare = name[len(name) - len(joint) :]
+    return [bare[dot.start() :] for dot in reversed(list(re.finditer(r"\.", bare)))]

@@ -117,6 +117,26 @@ def test_two_names_of_one_tensor_are_refused() -> None:
         to_m2f({name: torch.zeros(1) for name in names})
 
 
+@pytest.mark.parametrize(
+    ("names", "own"),
+    [
+        (("module.pixel_decoder.level.bias", "pixel_decoder.level.bias"), ()),
+        (("backbone.layer1.0.conv1.weight", "layer1.0.conv1.weight"), ()),
+        (("_conv_stem.weight", "_blocks.0._depthwise_conv.weight", "_bn1.bias", "bn2.bias"), ()),
+        (("model.conv.weight", "conv.weight"), ("backbone.network.model.conv.weight",)),
+    ],
+    ids=["a wrapper", "a prefix", "efficientnet", "timm"],
+)
+def test_no_tensor_is_lost_to_another_of_its_new_name(names: tuple[str, ...], own: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"are both .*; a file has one of them"):
+        to_m2f({name: torch.zeros(1) for name in names}, own)
+
+
+def test_names_of_two_homes_are_not_guessed_at() -> None:
+    with pytest.raises(ValueError, match="weight names of m2f and official at once"):
+        detect(["pixel_decoder.mask_features.bias", "sem_seg_head.predictor.query_feat.weight"])
+
+
 def test_homes_that_are_only_read_say_so() -> None:
     with pytest.raises(ValueError, match=r"torchvision: .* read, not written"):
         from_m2f({"backbone.conv1.weight": torch.zeros(1)}, "torchvision")

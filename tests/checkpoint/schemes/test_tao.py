@@ -135,6 +135,13 @@ def test_an_official_model_inside_lightning_keeps_its_rows(prefix: str) -> None:
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
+def test_an_m2f_model_inside_lightning_keeps_its_rows() -> None:
+    own = small_model("swin").state_dict()
+    ours, _ = to_m2f({f"model.{name}": tensor for name, tensor in own.items()})
+    assert ours.keys() == own.keys()
+    assert all(torch.equal(ours[name], own[name]) for name in own)
+
+
 @pytest.mark.parametrize("backbone", list(BACKBONES))
 def test_what_is_written_is_what_tao_saves(backbone: str) -> None:
     own = small_model(backbone).state_dict()

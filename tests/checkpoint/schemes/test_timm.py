@@ -86,6 +86,14 @@ def test_the_networks_own_wrapper_does_not_matter(wrapper: str) -> None:
     assert list(ours) == [*own, "backbone.network.fc.weight"]
 
 
+def test_what_the_network_lacks_stands_in_the_module_that_it_has() -> None:
+    own = [f"backbone.network.stages_{stage}.blocks.0.gamma" for stage in range(3)]
+    file = [f"stages.{stage}.blocks.0.gamma" for stage in range(3)]
+    ours, _ = to_m2f(state(*file, "stages.1.blocks.1.gamma", "stages.3.blocks.0.gamma", "stages_1.norm.weight"), own)
+    more = ["stages_1.blocks.1.gamma", "stages.3.blocks.0.gamma", "stages_1.norm.weight"]
+    assert list(ours) == [*own, *(f"backbone.network.{name}" for name in more)]
+
+
 def test_another_network_is_not_taken_for_it() -> None:
     resnet = state("conv1.weight", "layer1.0.conv1.weight", "bn1.weight")
     own = [f"backbone.network.{name}" for name in ("bn1.weight", "conv_stem.weight", "blocks.0.0.conv_dw.weight")]
