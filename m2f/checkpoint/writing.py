@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import m2f
+from m2f.checkpoint.architecture import PARTS
 from m2f.checkpoint.atomic import replace_directory, replace_file, sync_file
 from m2f.checkpoint.huggingface_files import config_json, preprocessor_json
 from m2f.checkpoint.schemes import State, from_m2f
@@ -27,7 +28,6 @@ from m2f.config import CfgNode, dump_spec
 from m2f.structures.metadata import Category, Metadata, contiguous_metadata
 
 HUGGINGFACE_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-WHOLE_MODEL = ("backbone", "pixel_decoder", "transformer_decoder")
 _HEAD_BIAS = "transformer_decoder.class_embed.bias"
 _WEIGHT_SUFFIX = re.compile(r"\.(pth|pt|pkl|bin|safetensors|json)$")
 
@@ -62,7 +62,7 @@ class Weights:
 
     def missing_parts(self) -> list[str]:
         """The parts of a Mask2Former that are not there."""
-        return [part for part in WHOLE_MODEL if not any(name.startswith(f"{part}.") for name in self.state)]
+        return [part for part in PARTS if not any(name.startswith(f"{part}.") for name in self.state)]
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise SpecError(f"{path}{_line(error)}: {_problem(error)}") from error
+    except RecursionError:
+        raise SpecError(f"{path}: it is nested too deeply to be a spec") from None
     if document is None:
         raise SpecError(f"{path}: the file is empty")
     if not isinstance(document, dict):

@@ -189,7 +189,7 @@ def _dataset_metadata(cfg: CfgNode) -> Metadata | None:
             try:
                 metadata = read(replace(entries(cfg, split)[0], prepare=None))
             except (ValueError, KeyError, OSError) as error:
-                logger.debug("dataset.%s does not name the classes: %s", split, error)
+                logger.info("dataset.%s does not name the classes: %s", split, error)
                 continue
             if metadata is not None and metadata.num_classes == cfg.model.sem_seg_head.num_classes:
                 return metadata

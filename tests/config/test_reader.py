@@ -73,6 +73,7 @@ def test_a_broken_value_of_the_command_line_is_named():
         ("- a\n- b\n", "a spec is a mapping of sections; this is a list"),
         ("just text", "a spec is a mapping of sections; this is a str"),
         ("a: 1\n---\nb: 2\n", "several documents"),
+        ("a: " + "[" * 5000, "nested too deeply"),
         ("a:\n\tb: 1\n", "line 2: a tab"),
         ("a: [1, 2\nb: 3\n", "line 2"),
         ("a: !!python/object/apply:os.system [ls]\n", "line 1: could not determine a constructor"),
