@@ -12,11 +12,12 @@ from typing import NamedTuple
 import yaml
 from torch import nn
 
+from m2f.checkpoint.architecture import PARTS
 from m2f.checkpoint.class_names import m2f_metadata
 from m2f.checkpoint.huggingface_spec import spec_from_config
 from m2f.checkpoint.loading import Info, load_state, read_state
 from m2f.checkpoint.schemes import State
-from m2f.checkpoint.writing import HOMES, WHOLE_MODEL, Weights, check_target, named_metadata, write_weights
+from m2f.checkpoint.writing import HOMES, Weights, check_target, named_metadata, write_weights
 from m2f.config import CfgNode, SpecError, load_spec
 from m2f.config.reader import SpecDumper, read_yaml
 from m2f.data.build import entries, load_dataset
@@ -150,7 +151,7 @@ def _load_text(text: str, name: str, overrides: Sequence[str]) -> CfgNode:
 def _renamed(opened: _Opened) -> tuple[Weights, list[str], tuple[str, ...]]:
     """The file's tensors as they are, without those that belong to no part of a model."""
     state, info = opened.state, opened.info
-    kept = {name: tensor for name, tensor in state.items() if info.scheme == "m2f" or name.split(".")[0] in WHOLE_MODEL}
+    kept = {name: tensor for name, tensor in state.items() if info.scheme == "m2f" or name.split(".")[0] in PARTS}
     return _with_classes(Weights(kept), info, None), [name for name in state if name not in kept], ()
 
 
@@ -161,7 +162,7 @@ def _fitted(opened: _Opened, model: nn.Module) -> tuple[Weights, list[str], tupl
     known = _with_classes(Weights(opened.state, cfg=cfg), info, opened.data)
     num_classes = cfg.model.sem_seg_head.num_classes
     model.metadata = known.metadata or named_metadata(known.class_names or (), num_classes)  # type: ignore[assignment]
-    is_backbone = known.missing_parts() == [part for part in WHOLE_MODEL if part != "backbone"]
+    is_backbone = known.missing_parts() == [part for part in PARTS if part != "backbone"]
     report = load_state(model, opened.state, info, part="backbone" if is_backbone else None, complete=True)
     own = model.state_dict()
     return replace(known, state={name: own[name] for name in report.loaded}), list(report.ignored), report.adapted
