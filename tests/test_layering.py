@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "m2f"
-BASE = {"structures", "config", "registry", "distributed"}
-ROOMS = {"data", "modeling", "solver", "evaluation", "checkpoint", "export", "visualization"}
+BASE = {"structures", "config", "registry", "distributed", "encryption"}
+ROOMS = {"data", "modeling", "solver", "evaluation", "checkpoint", "export", "merging", "visualization"}
 MAY_IMPORT = {
     **{room: BASE | {"layers", room} for room in ROOMS},
     "export": BASE | {"layers", "export", "modeling"},  # it wraps the model
@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "config": {"config"},
     "registry": {"registry"},
     "distributed": {"distributed"},
+    "encryption": {"encryption"},
 }
-OPTIONAL = {"hotcoco", "faster_coco_eval", "cityscapesscripts", "timm", "safetensors"}
+OPTIONAL = {"hotcoco", "faster_coco_eval", "cityscapesscripts", "timm", "safetensors", "onnx", "onnxruntime", "cv2", "cryptography", "tensorrt"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -87,6 +87,71 @@ def test_run_lengths_and_tensors_give_one_picture():
     assert (draw_instances(RED, same, TOY) == draw_instances(RED, instances(), TOY)).all()
 
 
+def test_labels_outside_the_classes_are_striped_like_ignored_ones():
+    ignored, strange = (draw_semantic(RED, torch.where(left_half(), 1, value), TOY) for value in (255, -1))
+    assert (ignored == strange).all()
+
+
+def test_things_below_the_least_score_are_left_out_of_a_panoptic_picture_and_stuff_is_not():
+    ids = torch.where(left_half(), 4, 9)
+    value = PanopticMap(ids, [Segment(4, 0, True, score=0.3), Segment(9, 1, False, score=0.3)])
+    picture = draw_panoptic(RED, value, TOY, min_score=0.5)
+    assert (picture[:, :15] == (255, 0, 0)).all()
+    assert (picture[5, 20] == (128, 128, 0)).all()
+    assert (picture == draw_task("panoptic", RED, value, TOY, min_score=0.5)).all()
+    assert (draw_task("panoptic", RED, value, TOY)[:, :14] != (255, 0, 0)).any(-1).all()
+
+
+def hollow() -> torch.Tensor:
+    """A diamond, which touches its box at four pixels."""
+    row, column = torch.meshgrid(torch.arange(20), torch.arange(30), indexing="ij")
+    return (row - 10).abs() + (column - 12).abs() <= 5
+
+
+def test_boxes_are_drawn_around_things_in_their_colour():
+    ids = 4 * hollow() + 9 * hollow().roll(12, 1)  # the second is stuff, and both are too small for a text
+    segments = [Segment(4, 0, True), Segment(9, 1, False)]
+    plain, boxed = (draw_panoptic(RED, PanopticMap(ids, segments), TOY, boxes=boxes) for boxes in (False, True))
+    changed = (plain != boxed).any(-1)
+    rows, columns = changed.nonzero()
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 15, 7, 17)
+    frame = np.zeros((20, 30), bool)
+    frame[5:16, 7:18] = True
+    frame[6:15, 8:17] = False
+    assert changed[~frame].sum() == 0
+    assert (boxed[frame] == plain[5, 12]).all()  # the outline at the diamond's top has that colour too
+
+    instance = Instances(torch.tensor([0]), hollow()[None])
+    assert (draw_task("instance", RED, instance, TOY, boxes=True)[5, 7:18] != (255, 0, 0)).any(-1).all()
+    crowd = Instances(torch.tensor([0]), hollow()[None], is_crowd=torch.tensor([True]))
+    assert (draw_instances(RED, crowd, TOY, boxes=True) == draw_instances(RED, crowd, TOY)).all()
+
+
+def test_segments_and_masks_of_no_pixel_are_no_fault():
+    ids = torch.where(left_half(), 4, 70000)
+    value = PanopticMap(ids, [Segment(4, 1, False), Segment(5, 0, True), Segment(70000, 1, False)])
+    assert (draw_panoptic(RED, value, TOY)[0, 0] == (128, 128, 0)).all()
+    empty = torch.zeros(1, 20, 30, dtype=torch.bool)
+    codes = [coco_mask.encode(np.asfortranarray(empty[0].numpy().astype(np.uint8)))]
+    for masks in (empty, codes):
+        assert (draw_instances(RED, Instances(torch.tensor([0]), masks), TOY, boxes=True) == (255, 0, 0)).all()
+
+
+def test_large_pictures_have_large_texts_and_lines_and_keep_their_size():
+    large = torch.zeros(3, 1200, 1700, dtype=torch.uint8)
+    masks = torch.zeros(1, 1200, 1700, dtype=torch.bool)
+    masks[:, 100:900, 200:1500] = True
+    masks[:, 300:700, 400:1300] = False  # the text lies on the ring
+    picture = draw_instances(large, Instances(torch.tensor([0]), masks, torch.tensor([0.9])), TOY, boxes=True)
+    assert picture.shape == (1200, 1700, 3)
+    rows = (picture == 255).all(-1).any(1).nonzero()[0]
+    assert 12 < rows.max() - rows.min() < 30
+    line = (picture[400, :, 2] > 90) & (picture[400, :, 0] < 90)
+    assert line[200:202].all()
+    untouched = picture[350:650, 450:1250]
+    assert (untouched == 0).all()
+
+
 def test_pixels_that_do_not_count_are_striped():
     picture = draw_sample({"image": RED, "valid": left_half()}, TOY)
     assert (picture[:, :15] == (255, 0, 0)).all()

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from m2f import distributed
-from m2f.structures.sample import ModelInput, ModelOutput, Task
+from m2f.structures.sample import ModelInput, ModelOutput, Predict, Task
 
 logger = logging.getLogger(__name__)
 
@@ -56,20 +56,22 @@ def truth_of(sample: ModelInput, task: Task) -> Any:
 
 
 def inference_on_dataset(
-    model: nn.Module,
+    predict: Predict,
     loader: Iterable[list[ModelInput]],
     evaluators: Sequence[Evaluator],
     *,
+    model: nn.Module | None = None,
     losses: bool = False,
     on_batch: OnBatch | None = None,
 ) -> dict[str, float]:
-    """Evaluate a model on this rank's shard and join the ranks.
+    """Evaluate what answers on this rank's shard and join the ranks.
 
     Leaves no trace in training: every module's train/eval flag and torch's random state are as before.
 
     Args:
-        model: in eval mode it maps list[ModelInput] to list[ModelOutput]; with `losses` it has
-            `losses(inputs, num_masks) -> dict[str, Tensor]` as well.
+        predict: images to answers; the model itself, or something around it, or something else.
+        model: is in eval mode meanwhile; None: `predict`, where it is a module. With `losses` it has
+            `losses(inputs, num_masks) -> dict[str, Tensor]`.
         loader: this rank's shard, not padded; it may be empty.
         evaluators: they are reset first.
         losses: average the losses over the images too: "val_loss" is their sum, "val_loss_ce" and so on its parts.
@@ -82,6 +84,7 @@ def inference_on_dataset(
     Raises:
         ValueError: two evaluators report the same metric.
     """
+    model = predict if model is None and isinstance(predict, nn.Module) else model
     for evaluator in evaluators:
         evaluator.reset()
     watch = _Stopwatch()
@@ -89,7 +92,7 @@ def inference_on_dataset(
     # no_grad and not inference_mode: a tensor that a module caches here must still serve training afterwards.
     with _all_in_eval_mode(model), _private_random_state(), torch.no_grad():
         for inputs in watch.batches(loader):
-            outputs = model(inputs)
+            outputs = predict(inputs)
             watch.lap("inference")
             for evaluator in evaluators:
                 evaluator.process(inputs, outputs)
@@ -106,10 +109,11 @@ def inference_on_dataset(
 
 
 @contextmanager
-def _all_in_eval_mode(model: nn.Module) -> Iterator[None]:
+def _all_in_eval_mode(model: nn.Module | None) -> Iterator[None]:
     """Eval mode inside; outside, each module as it was (a frozen backbone stays in eval mode while the rest trains)."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
+    was_training = {module: module.training for module in model.modules()} if model is not None else {}
+    if model is not None:
+        model.eval()
     try:
         yield
     finally:
@@ -125,10 +129,10 @@ def _private_random_state() -> Iterator[None]:
         yield
 
 
-def _add_losses(sums: dict[str, float], model: nn.Module, inputs: list[ModelInput]) -> None:
+def _add_losses(sums: dict[str, float], model: nn.Module | None, inputs: list[ModelInput]) -> None:
     # The number of targets is given: counting it over the ranks would wait for ranks whose shard has ended.
     num_masks = float(max(sum(len(sample["instances"]) for sample in inputs), 1))
-    parts: dict[str, torch.Tensor] = model.losses(inputs, num_masks)  # type: ignore[operator]
+    parts: dict[str, torch.Tensor] = model.losses(inputs, num_masks)  # type: ignore[operator, union-attr]
     for name, value in zip(parts, torch.stack(list(parts.values())).tolist(), strict=True):
         sums[name] = sums.get(name, 0.0) + value * len(inputs)
 

@@ -99,7 +99,7 @@ class InstanceEvaluator(Evaluator):
         chosen = instances[torch.isin(instances.labels.cpu(), torch.tensor(self._labels, dtype=torch.int64))]
         runs = chosen.masks if isinstance(chosen.masks, list) else _encode(chosen.masks)
         boxes = coco_mask.toBbox(runs).tolist() if runs else []
-        areas = coco_mask.area(runs).tolist() if runs else []
+        areas = [int(coco_mask.area(run)) for run in runs]  # given more than 255 at once, it fails
         stated = areas if chosen.areas is None else chosen.areas.tolist()
         crowd = [False] * len(chosen) if chosen.is_crowd is None else chosen.is_crowd.tolist()
         scores = [1.0] * len(chosen) if chosen.scores is None else chosen.scores.tolist()

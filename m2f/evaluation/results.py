@@ -1,7 +1,9 @@
-"""Results as a table for the console and as a file."""
+"""Results as a table for the console and as files."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -62,9 +64,34 @@ def _text(value: float, digits: int = 3) -> str:
 
 def write_results(path: str | Path, results: Results) -> None:
     """Write results.json, `{dataset: {metric: value}}`, whole or not at all; NaN becomes null."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = {d: {k: v if math.isfinite(v) else None for k, v in m.items()} for d, m in results.items()}
+    _write_whole(Path(path), json.dumps(plain, indent=1) + "\n")
+
+
+def write_class_csv(path: str | Path, results: Results) -> None:
+    """Write a table for spreadsheets, whole or not at all: a row per dataset, task and class, a column per metric.
+
+    The columns are dataset, task, class, and then the metrics of all tasks ("IoU", "PQ", "AP", ...), in percent; a
+    cell is empty where the task does not have the metric, and where there was nothing to measure.
+    """
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for dataset, metrics in results.items():
+        for task, values in _by_task(metrics).items():
+            for name, value in values.items():
+                metric, is_of_class, class_name = name.partition("-")
+                if is_of_class:
+                    row = rows.setdefault((dataset, task, class_name), {})
+                    row[metric] = "" if math.isnan(value) else _text(value, 4)
+    columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["dataset", "task", "class", *columns])
+    table.writerows([*key, *(row.get(column, "") for column in columns)] for key, row in rows.items())
+    _write_whole(Path(path), text.getvalue())
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.tmp")
-    fresh.write_text(json.dumps(plain, indent=1) + "\n")
+    fresh.write_text(text, encoding="utf-8", newline="")
     os.replace(fresh, path)

@@ -19,8 +19,9 @@ from m2f.structures.sample import ModelInput, ModelOutput
 class SemanticEvaluator(Evaluator):
     """mIoU, fwIoU, mACC, pACC, and IoU and ACC of each class, at each image's own size.
 
-    Means run over the classes that occur in the truth; the others count only as the errors they are. Pixels of
-    `metadata.ignore_label` are left out.
+    Means run over the classes that occur in the truth; the others count only as the errors they are. Pixels whose truth
+    is `metadata.ignore_label` are left out. Where an answer of labels holds none, the true class has missed a pixel,
+    and no class has a false one.
 
     Args:
         metadata: classes and ignore label.
@@ -37,20 +38,22 @@ class SemanticEvaluator(Evaluator):
 
     def reset(self) -> None:
         """Forget everything."""
-        # (K, K) pixels: rows are truth, columns prediction
-        self._confusion = torch.zeros(self._metadata.num_classes, self._metadata.num_classes, dtype=torch.int64)
+        # (K, K+1) pixels: rows are truth, columns prediction, the last one no answer
+        classes = self._metadata.num_classes
+        self._confusion = torch.zeros(classes, classes + 1, dtype=torch.int64)
 
     def process(self, inputs: list[ModelInput], outputs: list[ModelOutput]) -> None:
-        """Count the pixels of input["semantic"] against the highest of output["semantic"].
+        """Count the pixels of input["semantic"] against the labels, or the highest scores, of output["semantic"].
 
         Raises:
             ValueError: there is no truth, or it holds a label that is neither a class nor the ignore label.
         """
         classes = self._metadata.num_classes
         for sample, output in zip(inputs, outputs, strict=True):
-            scores = output["semantic"]
-            truth = truth_of(sample, "semantic").to(scores.device)
-            predicted = scores.max(0).indices  # several times as fast as argmax on a CPU
+            predicted = output["semantic"]
+            if predicted.ndim == 3:
+                predicted = predicted.max(0).indices  # several times as fast as argmax on a CPU
+            truth = truth_of(sample, "semantic").to(predicted.device)
             counted = truth != self._metadata.ignore_label
             truth, predicted = truth[counted], predicted[counted]
             if truth.numel() and not 0 <= int(truth.min()) <= int(truth.max()) < classes:
@@ -59,8 +62,9 @@ class SemanticEvaluator(Evaluator):
                     f"{int(truth.max())}, but dataset {self._metadata.name!r} has labels 0 to {classes - 1} and "
                     f"dataset.ignore_label {self._metadata.ignore_label}"
                 )
-            counts = torch.bincount(truth * classes + predicted, minlength=classes * classes)
-            self._confusion += counts.view(classes, classes).cpu()
+            predicted = torch.where((predicted >= 0) & (predicted < classes), predicted, classes)
+            counts = torch.bincount(truth * (classes + 1) + predicted, minlength=classes * (classes + 1))
+            self._confusion += counts.view(classes, classes + 1).cpu()
 
     def evaluate(self) -> dict[str, float] | None:
         """Percentages "semantic/mIoU", "fwIoU", "mACC", "pACC", "IoU-<name>", "ACC-<name>"; None except on rank 0."""
@@ -68,8 +72,8 @@ class SemanticEvaluator(Evaluator):
         return self._metrics(np.sum(shards, axis=0).astype(np.float64)) if shards else None
 
     def _metrics(self, confusion: np.ndarray) -> dict[str, float]:
-        """Percentages of a (K, K) confusion matrix; NaN for a class that does not occur in the truth."""
-        hits, true, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        """Percentages of a (K, K+1) confusion matrix; NaN for a class that does not occur in the truth."""
+        hits, true, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)[:-1]
         present = true > 0
         accuracy, iou = np.full_like(hits, np.nan), np.full_like(hits, np.nan)
         accuracy[present] = hits[present] / true[present]

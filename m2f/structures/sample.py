@@ -6,6 +6,7 @@ They are plain dicts at run time, so a Detectron2-style dataset function still f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
 from torch import Tensor
@@ -73,9 +74,15 @@ class ModelInput(TypedDict, total=False):
 class ModelOutput(TypedDict, total=False):
     """One image's answers at (height, width), only the tasks asked for.
 
-    Written by modeling/postprocess, read by evaluation and visualization.
+    Written by modeling/postprocess (and merging, data/predictions), read by evaluation and visualization.
     """
 
-    semantic: Tensor  # (K, height, width) float32 scores, not probabilities: they need not sum to 1
+    # (K, height, width) float32 scores, not probabilities: they need not sum to 1. Or, where they were too large to keep,
+    # (height, width) int64 labels, metadata.ignore_label where there is none.
+    semantic: Tensor
     panoptic: PanopticMap
     instance: Instances  # masks, labels, scores, boxes
+
+
+Predict = Callable[[list[ModelInput]], list[ModelOutput]]
+"""Whatever answers images: a model in eval mode, an exported graph, saved predictions; one output per input."""

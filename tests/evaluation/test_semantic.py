@@ -59,6 +59,28 @@ def test_equals_a_brute_force_count():
     assert math.isnan(metrics["semantic/IoU-class4"])
 
 
+def test_labels_count_as_the_scores_they_come_from():
+    truth, predicted = torch.randint(0, 5, (2, 9, 11))
+    found = []
+    for answer in (scores_of(predicted, 5), predicted):
+        evaluator = SemanticEvaluator(metadata(5))
+        evaluator.process([{"semantic": truth}], [{"semantic": answer}])
+        found.append(evaluator.evaluate())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("nothing", [255, -1, 2])
+def test_no_answer_is_a_miss_and_nobodys_error(nothing):
+    evaluator = SemanticEvaluator(metadata(2))
+    truth = torch.tensor([[0, 0, 0, 0, 1, 1, 255]])
+    evaluator.process([{"semantic": truth}], [{"semantic": torch.tensor([[0, 0, nothing, 1, 1, nothing, 0]])}])
+    metrics = evaluator.evaluate()
+    assert metrics["semantic/IoU-class0"] == 50  # 2 of 4, none too many
+    assert metrics["semantic/IoU-class1"] == pytest.approx(100 / 3)  # 1 of 2, and one too many
+    assert metrics["semantic/ACC-class1"] == 50
+    assert metrics["semantic/pACC"] == pytest.approx(50)
+
+
 def test_ignored_pixels_do_not_count():
     evaluator = SemanticEvaluator(metadata(2))
     truth = torch.tensor([[0, 1, 255, 255]])
