@@ -22,7 +22,10 @@ MAY_IMPORT = {
     "distributed": {"distributed"},
     "encryption": {"encryption"},
 }
-OPTIONAL = {"hotcoco", "faster_coco_eval", "cityscapesscripts", "timm", "safetensors", "onnx", "onnxruntime", "cv2", "cryptography", "tensorrt"}
+OPTIONAL = {
+    *("hotcoco", "faster_coco_eval", "cityscapesscripts", "timm", "safetensors"),
+    *("onnxruntime", "cv2", "cryptography", "tensorrt"),
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Write weights for another home: `convert_checkpoint.py INPUT --to HOME --output OUT [-e SPEC] [KEY=VALUE ...]`.
 
-INPUT is whatever m2f reads: a file or a Hugging Face folder of any known home, or `package:NAME`.
+INPUT is whatever m2f reads: a file or a Hugging Face folder of any known home, or `package:NAME`. `encryption_key=KEY`
+decrypts it and encrypts OUT; `--output-key` gives OUT another key or, if it is empty, none.
 """
 
 import argparse
@@ -26,7 +27,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="OUT", help="the file, or for huggingface the folder")
     parser.add_argument("--config-file", "-e", "--experiment_spec", metavar="SPEC", help="the spec of the model")
     parser.add_argument("--overwrite", action="store_true", help="take the place of an output that is there")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the spec")
+    parser.add_argument("--output-key", metavar="KEY", help="encrypts OUT; '' leaves it plain (default: as INPUT)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the spec; encryption_key=KEY")
     return parser.parse_intermixed_args(argv)
 
 
@@ -42,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             spec=args.config_file,
             overrides=args.overrides,
             overwrite=args.overwrite,
+            output_key=args.output_key,
         )
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

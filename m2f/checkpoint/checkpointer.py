@@ -11,12 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from m2f.checkpoint.atomic import PARTIAL_PREFIX, replace_file, sync_file
-from m2f.checkpoint.formats import load_plain
+from m2f.checkpoint.formats import load_plain, save_plain
 from m2f.checkpoint.spelling import find_checkpoint, numbered
+from m2f.encryption import WrongKeyError, require_cryptography
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,16 @@ class Checkpointer:
     Args:
         directory: the folder; made when the first checkpoint is saved.
         model_name: prefix of the two moving names, `<model_name>_model_latest.pth` and `<model_name>_model_best.pth`.
+        key: encrypts what is written, and decrypts what is read; empty: nothing is encrypted.
+
+    Raises:
+        ModuleNotFoundError: there is a key, and the package that encrypts is not installed.
     """
 
-    def __init__(self, directory: str | Path, model_name: str) -> None:
+    def __init__(self, directory: str | Path, model_name: str, key: str = "") -> None:
+        if key:
+            require_cryptography()
+        self._key = key
         self.directory = Path(directory)
         self.latest_path = self.directory / f"{model_name}_model_latest.pth"
         self.best_path = self.directory / f"{model_name}_model_best.pth"
@@ -51,7 +58,7 @@ class Checkpointer:
     def _write(self, path: Path, state: dict[str, Any]) -> Path:
         _require_plain(state, "state")
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda partial: _write_through(partial, state))
+        replace_file(path, lambda partial: save_plain(partial, state, self._key))
         return path
 
     def remove_partial(self) -> None:
@@ -75,17 +82,20 @@ class Checkpointer:
         """Read the checkpoint to resume from, with its path; None where the latest name is not there.
 
         To remove that name alone is the documented way to start afresh. A damaged file can only come from outside, as
-        writes are atomic: it is passed over with a warning for the newest numbered one that is whole.
+        writes are atomic: it is passed over with a warning for the newest numbered one that is whole. One that has
+        another key is not damaged: an older one, of before the key was changed, would not be what the user wants.
 
         Raises:
-            ValueError: there are checkpoints, and none can be read.
+            ValueError: there are checkpoints, and none can be read; or the newest that is whole has another key.
         """
         if not self.latest_path.is_file():
             return None
         paths = [self.latest_path, *numbered(self.directory)]
         for path in paths:
             try:
-                return path, load_file(path)
+                return path, load_file(path, self._key)
+            except WrongKeyError:
+                raise
             except ValueError as error:
                 logger.warning("%s; FALLING BACK to the next older checkpoint", error)
         raise ValueError(
@@ -94,21 +104,14 @@ class Checkpointer:
         )
 
 
-def load_file(path: str | Path) -> dict[str, Any]:
+def load_file(path: str | Path, key: str = "") -> dict[str, Any]:
     """Read a checkpoint into CPU memory; only tensors and plain containers are accepted, never code.
 
     Raises:
         FileNotFoundError: see `find_checkpoint`.
-        ValueError: the file is damaged or is no checkpoint.
+        ValueError: the file is damaged, is no checkpoint, or is encrypted with another key.
     """
-    return load_plain(find_checkpoint(path))
-
-
-def _write_through(path: Path, state: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    return load_plain(find_checkpoint(path), key)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

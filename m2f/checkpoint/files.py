@@ -54,32 +54,33 @@ class Content:
     rest: dict[str, Any]
 
 
-def read_content(source: str | Path) -> Content:
+def read_content(source: str | Path, key: str = "") -> Content:
     """Read weights of any home and any format; what kind a file is, its content says.
 
     Args:
         source: a file that torch.save, safetensors, Detectron2 or Caffe2 wrote (a run's own checkpoint in any spelling
             of its name); a Hugging Face directory; or `package:NAME[/path/inside]`, an installed package with exactly
             one checkpoint inside (or below the path). To be found, the package is imported, and so its code runs.
+        key: of files that m2f has encrypted.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModuleNotFoundError: the package, or safetensors where the file needs it, is not installed.
-        ValueError: the file is damaged, of another kind, asks for code to be run, or holds no weights. Nothing in it
-            was run; the message names it.
+        ModuleNotFoundError: the package, or one that the file's format or its encryption needs, is not installed.
+        ValueError: the file is damaged, of another kind, encrypted with another key, asks for code to be run, or holds
+            no weights. Nothing in it was run; the message names it.
     """
     name = str(source)
     if name.startswith("package:"):
         with _package_file(name) as inside:
-            return Content(name, *_read(inside))
+            return Content(name, *_read(inside, key))
     path = Path(source).expanduser()
     if path.is_dir():
-        return Content(name, *_read_directory(path))
-    return Content(name, *_read(find_checkpoint(path)))
+        return Content(name, *_read_directory(path, key))
+    return Content(name, *_read(find_checkpoint(path), key))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    content = read_file(path)
+def _read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    content = read_file(path, key)
     found = _find_weights(content, _NESTING)
     if found is None and "state_dict_encrypted" in content:
         raise ValueError(
@@ -141,7 +142,7 @@ def _require_dense(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but the file holds {held} bytes for it")
 
 
-def _read_directory(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_directory(directory: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     held = _few(sorted(path.name for path in directory.iterdir()), shown=10) or "nothing"
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(
@@ -154,11 +155,11 @@ def _read_directory(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     weights = next((directory / name for name in _HUGGINGFACE if (directory / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{directory} holds none of {', '.join(_HUGGINGFACE)}; it holds {held}")
-    state, beside = _read_shards(weights) if weights.suffix == ".json" else _read(weights)
+    state, beside = (_read_shards if weights.suffix == ".json" else _read)(weights, key)
     return state, {**beside, **rest}
 
 
-def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_shards(index: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights in several files of one directory, which an index lists as {"weight_map": {tensor: file}}."""
     shard_of = _read_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
@@ -169,7 +170,7 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError(f"{index}: {shard!r} is not the plain name of a file beside it")
         if not (index.parent / shard).is_file():
             raise FileNotFoundError(f"{index.parent / shard} does not exist, and {index.name} lists it")
-        tensors, _ = _read(index.parent / shard)
+        tensors, _ = _read(index.parent / shard, key)
         twice = sorted(state.keys() & tensors.keys())
         if twice:
             raise ValueError(f"{index}: {_few(twice)} in more than one of its files")

@@ -1,7 +1,8 @@
-"""One file's bytes to what it holds; the content says what kind of file it is, never the name."""
+"""One file's bytes to what it holds, and back; the content says what kind of file it is, never the name."""
 
 from __future__ import annotations
 
+import io
 import mmap
 import re
 import struct
@@ -14,7 +15,9 @@ from typing import IO, Any
 
 import torch
 
+from m2f.checkpoint.atomic import sync_file
 from m2f.checkpoint.unpickling import load_numpy_pickle, refusal, require_plain, scan, stand_ins
+from m2f.encryption import DecryptionError, open_decrypted, open_encrypted
 
 _HEAD = 512
 _LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # the first object of files before torch 1.6
@@ -36,38 +39,57 @@ _OTHER_KINDS: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def read_file(path: Path) -> dict[Any, Any]:
+def read_file(path: Path, key: str = "") -> dict[Any, Any]:
     """What a file of torch, safetensors or pickled numpy arrays holds, on the CPU.
 
     Values may be stand-ins of `unpickling`. A safetensors file comes as {"state_dict": tensors, "header": its texts}.
 
+    Args:
+        path: of the file.
+        key: where it is encrypted.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ModuleNotFoundError: it is a safetensors file, and that package is not installed.
-        ValueError: it is damaged, of another kind, or holds more than data. The message names it.
+        ModuleNotFoundError: it is a safetensors file or encrypted, and the package for that is not installed.
+        ValueError: it is damaged, of another kind, encrypted with another key, or holds more than data. The message
+            names it.
     """
-    with _explained(path), path.open("rb") as file:
-        head = file.read(_HEAD)
-        file.seek(0)
+    with _opened(path, key) as (file, head):
         content = _read_pickled(file, head) if _is_pickle(head) else _read_other(path, file, head)
     return _require_dict(path, content)
 
 
-def load_plain(path: str | Path) -> dict[str, Any]:
-    """Read a file that `torch.save` wrote of tensors and plain containers alone.
+def load_plain(path: str | Path, key: str = "") -> dict[str, Any]:
+    """Read a file that `torch.save` or `save_plain` wrote of tensors and plain containers alone.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, of another kind, or holds anything else.
+        ModuleNotFoundError: it is encrypted, and the package for that is not installed.
+        ValueError: it is damaged, of another kind, encrypted with another key, or holds anything else.
     """
     path = Path(path)
-    with _explained(path), path.open("rb") as file:
-        head = file.read(_HEAD)
-        file.seek(0)
+    with _opened(path, key) as (file, head):
         if not (_is_zip(head) or _LEGACY_MAGIC in head[:20]):
             raise ValueError(_other_kind(head, file) or "torch.save did not write it")
         content = _load_torch(file, is_zip=_is_zip(head), only_plain=True)
     return _require_dict(path, content)
+
+
+def save_plain(path: Path, content: dict[str, Any], key: str = "") -> None:
+    """Write what `load_plain` reads, encrypted where there is a key; it is on the disk when this returns.
+
+    Raises:
+        ModuleNotFoundError: the package that encrypts is not installed.
+        OSError: the disk is full, for one.
+    """
+    try:
+        with open_encrypted(path, key) if key else path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # torch tries to end the file all the same, and says only that it cannot
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    sync_file(path)
 
 
 def describe(path: Path) -> str:
@@ -84,11 +106,22 @@ def _require_dict(path: Path, content: Any) -> dict[Any, Any]:
 
 
 @contextmanager
+def _opened(path: Path, key: str) -> Iterator[tuple[IO[bytes], bytes]]:
+    """The file, decrypted, and its first bytes."""
+    with _explained(path), open_decrypted(path, key) as file:
+        head = file.read(_HEAD)
+        file.seek(0)
+        if isinstance(file, io.BytesIO) and not _is_zip(head):
+            raise ValueError(_other_kind(head, file) or "torch.save did not write what is encrypted in it")
+        yield file, head
+
+
+@contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """One sentence with the file's name, whatever its reader stumbles over: a damaged file may raise anything."""
     try:
         yield
-    except (FileNotFoundError, ModuleNotFoundError):
+    except (FileNotFoundError, ModuleNotFoundError, DecryptionError):
         raise
     except Exception as error:
         raise ValueError(f"{path}: not a readable checkpoint: {_reason(error)}") from error

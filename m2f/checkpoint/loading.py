@@ -75,6 +75,7 @@ def load_weights(
     *,
     part: str | None = None,
     complete: bool = False,
+    key: str = "",
 ) -> LoadReport:
     """Copy weights into a model, by name, adapting what has a rule for it.
 
@@ -84,34 +85,38 @@ def load_weights(
         weights: what `read_state` reads.
         part: one of the three parts: the rest of the file and of the model is left alone and not reported.
         complete: the model shall answer as the file's did, so nothing may be left at its initial values.
+        key: of an encrypted file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be used; it is of another network (see `architecture`); a tensor does not fit (see
             `adapting`); or the model is not complete and has to be.
     """
-    state, info = read_state(weights, model.state_dict().keys())
+    state, info = read_state(weights, model.state_dict().keys(), key)
     return load_state(model, state, info, part=part, complete=complete)
 
 
-def read_state(weights: str | Path | Mapping[str, Tensor], own: Collection[str] = ()) -> tuple[State, Info]:
+def read_state(
+    weights: str | Path | Mapping[str, Tensor], own: Collection[str] = (), key: str = ""
+) -> tuple[State, Info]:
     """Read weights of any home that m2f knows.
 
     Args:
         weights: a file, a folder or a `package:`, as `files.read_content` takes them; or a state dict.
         own: names of the tensors of the model that they are for. A state dict with no other names is m2f's, whatever a
             project's model calls its parts.
+        key: of an encrypted file.
 
     Returns:
         The weights under m2f's names, and what else is known.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, of another kind, holds no known weights, or two of them become one; the message
-            names the file.
+        ValueError: it is truncated, of another kind, encrypted with another key, holds no known weights, or two of
+            them become one; the message names the file.
         TypeError: `weights` is none of the three, or a state dict of something else than tensors.
     """
-    content = _content(weights)
+    content = _content(weights, key)
     try:
         bare = unwrapped(content.state)
         is_ours = _is_ours(content.rest) or bare.keys() <= set(own)
@@ -153,9 +158,9 @@ def load_state(
     )
 
 
-def _content(weights: str | Path | Mapping[str, Tensor]) -> Content:
+def _content(weights: str | Path | Mapping[str, Tensor], key: str) -> Content:
     if isinstance(weights, (str, Path)):
-        return read_content(weights)
+        return read_content(weights, key)
     if not isinstance(weights, Mapping):
         raise TypeError(f"weights are a {type(weights).__name__}; give a path or a state dict")
     other = [name for name, value in weights.items() if not isinstance(value, Tensor)]

@@ -11,6 +11,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 import m2f
 from m2f.checkpoint.architecture import PARTS
 from m2f.checkpoint.atomic import replace_directory, replace_file, sync_file
+from m2f.checkpoint.formats import save_plain
 from m2f.checkpoint.huggingface_files import config_json, preprocessor_json
 from m2f.checkpoint.schemes import State, from_m2f
 from m2f.checkpoint.schemes.official import EMPTY_WEIGHT
@@ -70,19 +72,21 @@ class Home:
     """How one home's container is written.
 
     Attributes:
-        write: puts weights into a file, or into the files of an empty folder.
+        write: puts weights into a file, or into the files of an empty folder, and counts the tensors.
         suffixes: that the file's name may have; none: it is a folder.
         needs_all: a backbone alone has no place there.
         keeps: what it holds beside the tensors, as a reader would call it.
+        encrypts: `write` takes a `key` as well; other homes have readers that could do nothing with the file.
     """
 
-    write: Callable[[Weights, Path], int]
+    write: Callable[..., int]
     suffixes: tuple[str, ...]
     needs_all: bool
     keeps: frozenset[str] = frozenset()
+    encrypts: bool = False
 
 
-def write_weights(weights: Weights, home: str, target: Path, *, overwrite: bool = False) -> int:
+def write_weights(weights: Weights, home: str, target: Path, *, overwrite: bool = False, key: str = "") -> int:
     """Write weights as `home` keeps them.
 
     Args:
@@ -90,17 +94,18 @@ def write_weights(weights: Weights, home: str, target: Path, *, overwrite: bool 
         home: a key of `HOMES`.
         target: the file or, for huggingface, the folder.
         overwrite: take the place of what is there.
+        key: encrypts the file.
 
     Returns:
         The number of tensors written.
 
     Raises:
         FileExistsError: the target is there.
-        ModuleNotFoundError: safetensors is needed and not installed.
+        ModuleNotFoundError: a package is needed, for safetensors or to encrypt, and not installed.
         OSError: the disk is full, or the folder may not be written to; the target is as it was.
         ValueError: the home cannot hold these weights, or the target is no name for them. Nothing is written then.
     """
-    check_target(home, target, overwrite=overwrite)
+    check_target(home, target, overwrite=overwrite, key=key)
     row, missing = HOMES[home], weights.missing_parts()
     if row.needs_all and missing:
         homes = " or ".join(name for name, other in HOMES.items() if not other.needs_all)
@@ -110,23 +115,28 @@ def write_weights(weights: Weights, home: str, target: Path, *, overwrite: bool 
         )
     counted: list[int] = []
     replace = replace_file if row.suffixes else replace_directory
+    write = partial(row.write, key=key) if key else row.write
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        replace(target, lambda partial: counted.append(row.write(weights, partial)))
+        replace(target, lambda path: counted.append(write(weights, path)))
     except OSError as error:
         raise OSError(f"{target} cannot be written, and is as it was: {error}") from error
     return counted[0]
 
 
-def check_target(home: str, target: Path, *, overwrite: bool = False) -> None:
+def check_target(home: str, target: Path, *, overwrite: bool = False, key: str = "") -> None:
     """Whether `home` can be written to `target`; asked early, since reading may take a while.
 
     Raises:
         FileExistsError: it is there, and may not be replaced.
-        ValueError: there is no such home, or its files are called otherwise.
+        ValueError: there is no such home, its files are called otherwise, or are never encrypted.
     """
     if home not in HOMES:
         raise ValueError(f"weights are written as {', '.join(HOMES)}, not as {home!r}")
+    if key and not HOMES[home].encrypts:
+        raise ValueError(
+            f"{home} files are not encrypted, as only m2f could read them; give an empty --output-key for plain ones"
+        )
     suffixes = HOMES[home].suffixes
     if suffixes and target.suffix not in suffixes:
         raise ValueError(f"{target}: a file for {home} ends in {' or '.join(suffixes)}")
@@ -157,7 +167,7 @@ def _require_replaceable(home: str, target: Path) -> None:
         raise FileExistsError(f"{target} {held}: only a folder of {', '.join(HUGGINGFACE_FILES)} is replaced")
 
 
-def _write_m2f(weights: Weights, path: Path) -> int:
+def _write_m2f(weights: Weights, path: Path, key: str = "") -> int:
     """m2f's own checkpoint without the training state."""
     known = {
         "metadata": weights.metadata and weights.metadata.to_dict(),
@@ -166,7 +176,7 @@ def _write_m2f(weights: Weights, path: Path) -> int:
     }
     state = _compact(weights.state)
     rest = {key: value for key, value in known.items() if value is not None}
-    _save(path, {"model": state, "m2f_version": m2f.__version__, **rest})
+    save_plain(path, {"model": state, "m2f_version": m2f.__version__, **rest}, key)
     return len(state)
 
 
@@ -187,7 +197,7 @@ def _write_official(weights: Weights, path: Path) -> int:
     state._metadata = OrderedDict(_OFFICIAL_VERSIONS)  # type: ignore[attr-defined]
     content = {"model": state, "__author__": f"m2f {m2f.__version__}"}
     if path.suffix == ".pth":
-        _save(path, content)
+        save_plain(path, content)
     else:
         state.update({name: _array(tensor) for name, tensor in state.items()})
         _dump(path, content)
@@ -197,7 +207,7 @@ def _write_official(weights: Weights, path: Path) -> int:
 def _write_tao(weights: Weights, path: Path) -> int:
     """What Lightning's `load_from_checkpoint` asks for."""
     state = _compact(from_m2f(_with_loss_weights(weights), "tao"))
-    _save(path, {"epoch": 0, "global_step": 0, "pytorch-lightning_version": _LIGHTNING, "state_dict": state})
+    save_plain(path, {"epoch": 0, "global_step": 0, "pytorch-lightning_version": _LIGHTNING, "state_dict": state})
     return len(state)
 
 
@@ -242,14 +252,6 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     return array
 
 
-def _save(path: Path, content: dict[str, Any]) -> None:
-    try:
-        torch.save(content, path)
-    except RuntimeError as error:  # what torch's writer makes of a full disk
-        raise OSError(f"torch cannot write it: {error}") from error
-    sync_file(path)
-
-
 def _save_safetensors(path: Path, state: Mapping[str, Tensor], header: dict[str, str]) -> int:
     try:
         from safetensors.torch import save  # noqa: PLC0415 - optional
@@ -278,7 +280,7 @@ def _dump(path: Path, content: dict[str, Any]) -> None:
 
 
 HOMES: dict[str, Home] = {
-    "m2f": Home(_write_m2f, (".pth", ".pt"), needs_all=False, keeps=frozenset({"classes", "spec"})),
+    "m2f": Home(_write_m2f, (".pth", ".pt"), needs_all=False, keeps=frozenset({"classes", "spec"}), encrypts=True),
     "official": Home(_write_official, (".pkl", ".pth"), needs_all=True),
     "huggingface": Home(_write_huggingface, (), needs_all=True, keeps=frozenset({"classes", "spec"})),
     "tao": Home(_write_tao, (".pth",), needs_all=True),

@@ -3,8 +3,9 @@
 from m2f.config.defaults import get_cfg
 from m2f.config.node import CfgNode, SpecError
 from m2f.config.projects import import_projects
-from m2f.config.spec import diff_spec, dump_spec, dumped_leaves, load_spec
-from m2f.config.validate import check_task
+from m2f.config.secret import without_key
+from m2f.config.spec import diff_spec, dump_spec, dumped_leaves, load_spec, split_key
+from m2f.config.task_rules import check_task
 
 __all__ = [
     "CfgNode",
@@ -16,4 +17,6 @@ __all__ = [
     "get_cfg",
     "import_projects",
     "load_spec",
+    "split_key",
+    "without_key",
 ]

@@ -12,6 +12,13 @@ ELEMENTS: dict[str, type] = {
     "evaluate.tasks": str,
     "evaluate.datasets": str,
     "evaluate.evaluators": str,
+    "evaluate.predictions": str,
+    "evaluate.expected_results": list,
+    "inference.input": str,
+    "inference.tasks": str,
+    "export.parity_images": str,
+    **{f"{task}.tile_size": int for task in ("evaluate", "inference")},
+    **{f"{task}.tta_scales": float for task in ("evaluate", "inference")},
 }
 
 
@@ -24,6 +31,8 @@ def get_cfg() -> CN:
     _add_dataset(cfg.dataset)
     _add_train(cfg.train)
     _add_evaluate(cfg.evaluate)
+    _add_inference(cfg.inference)
+    _add_export(cfg.export)
     for key, kind in {**OPTIONAL, **TAO_ELEMENTS, **ELEMENTS}.items():
         cfg.declare(key, kind)
     return cfg
@@ -110,3 +119,35 @@ def _add_evaluate(evaluate: CN) -> None:
     evaluate.coco_backend = "auto"  # auto | hotcoco | faster_coco_eval | pycocotools: same numbers, other speeds
     evaluate.evaluators = []  # more registered evaluators beside those of the tasks
     evaluate.save_visualizations = True
+    evaluate.predictions = []  # saved predictions to evaluate instead of a model: files or folders
+    evaluate.save_predictions = False  # write the answers in the official formats, a folder per dataset
+    evaluate.expected_results = []  # [metric, value, tolerance] each; beyond it the command fails
+    _add_merging(evaluate)
+
+
+def _add_inference(inference: CN) -> None:
+    inference.input = []  # images, folders, videos, and .txt lists of such; empty: dataset.test.img_dir
+    inference.tasks = []  # semantic | panoptic | instance; empty: the model's mode
+    inference.score_threshold = 0.5  # objects less probable are not drawn
+    inference.min_score = 0.0  # objects less probable are not saved
+    inference.save_overlays = True
+    inference.save_predictions = True  # COCO results JSON, panoptic PNG and JSON, semantic PNG
+    inference.skip_done = False  # leave out images whose results are there already
+    _add_merging(inference)
+
+
+def _add_merging(task: CN) -> None:
+    task.tile_size = []  # [height, width]: larger images are answered tile by tile, at their own resolution
+    task.tile_overlap = 0.25  # share of a tile that it has in common with the next
+    task.tta_flip = False  # average with the answer for the mirrored image
+    task.tta_scales = []  # average the answers for the image at these scales, 1.0 the usual
+
+
+def _add_export(export: CN) -> None:
+    export.outputs = "tao"  # tao | mask_logits (the runtime answers every task at any size) | panoptic_map (merged ids)
+    export.normalize_in_graph = False  # the graph takes uint8 RGB
+    export.dynamic_size = False  # height and width of the input are free, multiples of 32
+    export.fp16 = False  # half-precision weights and activations
+    export.parity_images = []  # pictures for the parity certificate; empty: the first of dataset.val or dataset.test
+    export.parity_count = 4  # pictures taken from a dataset
+    export.parity_tolerance = 1e-3  # largest mean difference of an output, and 1 - least agreement of the answers

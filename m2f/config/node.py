@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from fvcore.common.config import CfgNode as _FvcoreCfgNode
 
+from m2f.config.secret import HIDDEN, SECRET
+
 DEFAULT = "default"  # the source of a key that nobody set
 
 
@@ -121,8 +123,9 @@ class CfgNode(_FvcoreCfgNode):
         for name, value in update.items():
             key = f"{prefix}{name}"
             if not isinstance(name, str) or name not in node:
-                shown = "" if isinstance(value, Mapping) else f" (its value: {value!r})"
-                raise SpecError(f"{source}: unknown key {key!r}{nearest_key(self, key)}{shown}")
+                hint = nearest_key(self, key)
+                shown = "" if isinstance(value, Mapping) or SECRET in hint else f" (its value: {value!r})"
+                raise SpecError(f"{source}: unknown key {key!r}{hint}{shown}")
             if not isinstance(node[name], CfgNode):
                 node[name] = self._checked(key, node[name], value, source)
                 self._origin.sources[key] = source
@@ -210,11 +213,11 @@ def _coerced(key: str, kind: Kind, value: Any, source: str) -> Any:
         hint = (
             "; no quotes around numbers" if value.replace(".", "").replace("-", "").replace("e", "").isdigit() else ""
         )
-    raise SpecError(f"{source}: {key!r} must be {kind.type.__name__}, got {_shown(value)}{hint}")
+    raise SpecError(f"{source}: {key!r} must be {kind.type.__name__}, got {_shown(value, key)}{hint}")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, key: str = "") -> str:
     if value is None:
         return "null"
     name = {"dict": "a section", "list": "a list"}.get(type(value).__name__, type(value).__name__)
-    return f"{name} {value!r}"
+    return f"{name} {HIDDEN if key == SECRET else repr(value)}"

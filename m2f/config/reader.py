@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from m2f.config.node import SpecError
+from m2f.config.secret import HIDDEN, SECRET
 
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
@@ -101,7 +102,8 @@ def read_value(key: str, text: str) -> Any:
     try:
         return yaml.load(text, Loader=SpecLoader)
     except yaml.YAMLError as error:
-        raise SpecError(f"command line: the value of {key!r}, {text!r}, is no YAML: {_problem(error)}") from error
+        shown = HIDDEN if key == SECRET else repr(text)
+        raise SpecError(f"command line: the value of {key!r}, {shown}, is no YAML: {_problem(error)}") from error
 
 
 def _line(error: yaml.YAMLError) -> str:

@@ -65,6 +65,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "train.best_mode": ("max", "min"),
     "train.optim.monitor_name": ("val_loss", "train_loss"),
     "evaluate.tasks": TASKS,
+    "inference.tasks": TASKS,
+    "export.outputs": ("tao", "mask_logits", "panoptic_map"),
     "evaluate.coco_backend": ("auto", "hotcoco", "faster_coco_eval", "pycocotools"),
 }
 
@@ -170,12 +172,14 @@ LENGTHS: dict[str, tuple[int, ...]] = {
     "model.backbone.efficientvit.widths": (5,),
     "model.backbone.efficientvit.depths": (5,),
     **{f"dataset.{split}.target_size": (0, 2) for split in ("train", "val", "test")},
+    **{f"{task}.tile_size": (0, 2) for task in ("evaluate", "inference")},
 }
 
 # What a list's elements mean, for errors about its length.
 MEANINGS: dict[str, str] = {
     "dataset.augmentation.train_crop_size": " [height, width]",
     **{f"dataset.{split}.target_size": " [width, height], or empty" for split in ("train", "val", "test")},
+    **{f"{task}.tile_size": " [height, width], or empty" for task in ("evaluate", "inference")},
 }
 
 INCREASING: tuple[str, ...] = (
@@ -200,15 +204,28 @@ NOT_EMPTY: tuple[str, ...] = (
 # One task's own keys: checked when that task runs, so that they never stand in the way of another.
 _DEVICES: dict[str, Range] = {"num_gpus": POSITIVE, "gpu_ids": NOT_NEGATIVE, "num_nodes": POSITIVE}
 _BATCH = Range(-1, allows_zero=False)
+_RUNNER: dict[str, Range] = {
+    **_DEVICES,
+    "batch_size": _BATCH,
+    "tile_size": POSITIVE,
+    "tile_overlap": Range(0, 0.9),
+    "tta_scales": POSITIVE,
+}
 TASK_RANGES: dict[str, dict[str, Range]] = {
     "train": {f"train.{key}": limits for key, limits in _DEVICES.items()},
-    "evaluate": {**{f"evaluate.{key}": limits for key, limits in _DEVICES.items()}, "evaluate.batch_size": _BATCH},
-    "inference": {**{f"inference.{key}": limits for key, limits in _DEVICES.items()}, "inference.batch_size": _BATCH},
+    "evaluate": {f"evaluate.{key}": limits for key, limits in _RUNNER.items()},
+    "inference": {
+        **{f"inference.{key}": limits for key, limits in _RUNNER.items()},
+        "inference.score_threshold": SHARE,
+        "inference.min_score": SHARE,
+    },
     "export": {
         "export.opset_version": POSITIVE,
         "export.input_channel": Range(3, 3),
-        "export.input_width": POSITIVE,
-        "export.input_height": POSITIVE,
+        "export.input_width": Range(64),
+        "export.input_height": Range(64),
         "export.batch_size": _BATCH,
+        "export.parity_count": POSITIVE,
+        "export.parity_tolerance": POSITIVE,
     },
 }

@@ -16,6 +16,8 @@ from m2f.config.defaults import get_cfg
 from m2f.config.node import CfgNode, SpecError
 from m2f.config.projects import import_project, locate_project
 from m2f.config.reader import SpecDumper, SpecLoader, read_value, read_yaml
+from m2f.config.secret import SECRET
+from m2f.config.shipped import located, with_located_files
 from m2f.config.tao import FOREIGN_KEYS, FOREIGN_SECTIONS
 from m2f.config.validate import reconcile_devices, validate
 from m2f.config.variants import apply_variants
@@ -36,13 +38,13 @@ def load_spec(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNode
     """Read a spec and the overrides into a frozen tree.
 
     Args:
-        path: a YAML file; None: defaults and overrides only.
+        path: a YAML file, or `m2f://NAME`, one of the shipped specs; None: defaults and overrides only.
         overrides: `KEY VALUE` pairs and `key=value` words, in any mixture; values are YAML.
 
     Raises:
         SpecError: anything that the user must correct; nothing was written.
     """
-    layers = _file_layers(Path(path), ()) if path is not None else []
+    layers = _file_layers(located(path), ()) if path is not None else []
     layers.append(_command_line_layer(overrides))
     cfg = get_cfg()
     cfg.set_projects(_import_projects(cfg, layers))
@@ -52,7 +54,7 @@ def load_spec(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNode
         _share_type(layer)
     _drop_foreign(cfg, layers)
     for layer in layers:
-        cfg.merge(layer.values, layer.source)
+        cfg.merge(with_located_files(layer.values), layer.source)
     _share_workers(cfg)
     apply_variants(cfg, [layer.source for layer in layers])
     reconcile_devices(cfg)
@@ -62,19 +64,22 @@ def load_spec(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNode
 
 
 def dump_spec(cfg: CfgNode) -> str:
-    """The whole resolved tree as YAML that `load_spec` reads back equal, projects as absolute paths."""
-    return _to_yaml(cfg, cfg.to_dict())
+    """The whole resolved tree as YAML that `load_spec` reads back equal, projects as absolute paths.
+
+    Note: `encryption_key` is empty there, whatever it is.
+    """
+    return _to_yaml(cfg, {**cfg.to_dict(), SECRET: ""})
 
 
 def diff_spec(cfg: CfgNode) -> str:
     """Like `dump_spec`, but only the keys whose value is not the default.
 
-    Note: `dataset.workers` is left out; the splits' num_workers already have its value.
+    Note: `dataset.workers` is left out; the splits' num_workers already have its value. So is `encryption_key`.
     """
     defaults = dict(_defaults_with_projects(cfg).leaves())
     changed: dict[str, Any] = {}
     for key, value in cfg.leaves():
-        if value != defaults[key] and key != "dataset.workers":
+        if value != defaults[key] and key not in ("dataset.workers", SECRET):
             _put(changed, key, value)
     return _to_yaml(cfg, changed)
 
@@ -109,16 +114,16 @@ def _defaults_with_projects(cfg: CfgNode) -> CfgNode:
 
 def _file_layers(path: Path, visiting: tuple[Path, ...]) -> list[_Layer]:
     """The layers of a file: those of its bases first."""
-    real = path.expanduser().resolve()
+    real = path.resolve()
     if real in visiting:
         circle = " -> ".join(str(p) for p in (*visiting[visiting.index(real) :], real))
         raise SpecError(f"{path}: _BASE_ goes in a circle: {circle}")
-    values = read_yaml(path.expanduser())
+    values = read_yaml(path)
     bases = _string_list(str(path), "_BASE_", values.pop("_BASE_", None))
     projects = _string_list(str(path), "_PROJECTS_", values.pop("_PROJECTS_", None))
     layers: list[_Layer] = []
     for base in bases:
-        base_path = path.parent / Path(base).expanduser()
+        base_path = path.parent / located(base)
         if not base_path.is_file():
             raise SpecError(f"{path}: _BASE_ {base!r} is not there (looked for {base_path})")
         layers += _file_layers(base_path, (*visiting, real))
@@ -130,6 +135,19 @@ def _string_list(source: str, key: str, value: Any) -> list[str]:
     if not isinstance(entries, list) or not all(isinstance(entry, str) and entry for entry in entries):
         raise SpecError(f"{source}: {key!r} must be a path or a list of paths, got {value!r}")
     return entries
+
+
+def split_key(overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """The `encryption_key` among overrides, empty where it is not, and the other ones.
+
+    Raises:
+        SpecError: a key has no value, or `encryption_key` is no text.
+    """
+    pairs = _pairs(overrides)
+    cfg = get_cfg()
+    for text in (text for key, text in pairs if key == SECRET):
+        cfg.merge({SECRET: read_value(SECRET, text)}, COMMAND_LINE)
+    return cfg[SECRET], [f"{key}={text}" for key, text in pairs if key != SECRET]
 
 
 def _command_line_layer(overrides: Sequence[str]) -> _Layer:

@@ -1,4 +1,4 @@
-"""Whether the values of a merged tree make sense, alone and together, and whether a task can honour them."""
+"""Whether the values of a merged tree make sense, alone and together; what one task needs is in `task_rules.py`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from m2f.config.node import DEFAULT, CfgNode, SpecError
 
 logger = logging.getLogger(__name__)
 
-TASKS = ("train", "evaluate", "inference", "export")
-NOT_YET = ("inference", "export")
 _LABEL_FORMATS = ("coco", "coco_panoptic")  # formats without a label for unlabelled pixels
 
 
@@ -26,7 +24,7 @@ def validate(cfg: CfgNode) -> None:
     """
     _check_numbers(cfg)
     _check_choices(cfg)
-    _check_ranges(cfg, rules.RANGES)
+    check_ranges(cfg, rules.RANGES)
     _check_lists(cfg)
     _check_backbone(cfg)
     _check_widths(cfg)
@@ -36,35 +34,10 @@ def validate(cfg: CfgNode) -> None:
     _note_without_effect(cfg)
 
 
-def check_task(cfg: CfgNode, task: str) -> None:
-    """Check what one task alone reads, and refuse what it needs and m2f cannot do.
-
-    Args:
-        cfg: a tree from `load_spec`.
-        task: train | evaluate | inference | export.
-
-    Raises:
-        SpecError: a value that this task cannot honour.
-        ValueError: there is no such task.
-    """
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; it is one of {', '.join(TASKS)}")
-    _check_ranges(cfg, rules.TASK_RANGES[task])
-    if task in NOT_YET:
-        raise SpecError(f"the task {task!r} is not available in this version of m2f; train and evaluate are")
-    if cfg.encryption_key:
-        _fail(cfg, "encryption_key", "is set, but m2f does not encrypt model files; leave it out", shown="<hidden>")
-    if task == "evaluate" and cfg.evaluate.trt_engine:
-        _fail(cfg, "evaluate.trt_engine", "needs TensorRT, which m2f does not use; set evaluate.checkpoint instead")
-    if task == "train":
-        _check_best_metric(cfg)
-    _refuse_several_processes(cfg, task)
-
-
 def reconcile_devices(cfg: CfgNode) -> None:
     """Make `num_gpus` and `gpu_ids` of each task agree: the larger number wins.
 
-    An impossible `num_gpus` stays, for `check_task` to refuse.
+    An impossible `num_gpus` stays, for `task_rules` to refuse.
     """
     for task in ("train", "evaluate", "inference"):
         node = cfg[task]
@@ -80,7 +53,7 @@ def reconcile_devices(cfg: CfgNode) -> None:
         node.num_gpus, node.gpu_ids = count, ids
 
 
-def _fail(cfg: CfgNode, key: str, problem: str, *, others: Sequence[str] = (), shown: str | None = None) -> None:
+def fail(cfg: CfgNode, key: str, problem: str, *, others: Sequence[str] = (), shown: str | None = None) -> None:
     """Raise a SpecError about `key`; `others` are the keys that it disagrees with, one of which may be the one set."""
     source = next((cfg.source(k) for k in (key, *others) if cfg.was_set(k)), DEFAULT)
     raise SpecError(f"{source}: {key!r} is {shown or repr(cfg.leaf(key))}: {problem}")
@@ -95,7 +68,7 @@ def _check_numbers(cfg: CfgNode) -> None:
         for item in _items(value):
             infinite_ok = key == "train.clip_grad_norm_type"  # the largest-element norm
             if isinstance(item, float) and (math.isnan(item) or (math.isinf(item) and not infinite_ok)):
-                _fail(cfg, key, "it must be a finite number")
+                fail(cfg, key, "it must be a finite number")
 
 
 def _check_choices(cfg: CfgNode) -> None:
@@ -103,29 +76,31 @@ def _check_choices(cfg: CfgNode) -> None:
         for item in _items(cfg.leaf(key)):
             if item not in choices:
                 shown = ", ".join(repr(choice) if choice == "" else str(choice) for choice in choices)
-                _fail(cfg, key, f"{item!r} is none of {shown}")
+                fail(cfg, key, f"{item!r} is none of {shown}")
 
 
-def _check_ranges(cfg: CfgNode, ranges: dict[str, rules.Range]) -> None:
+def check_ranges(cfg: CfgNode, ranges: dict[str, rules.Range]) -> None:
+    """Refuse a number, or an element of a list, that its row in `ranges` does not allow."""
     for key, limits in ranges.items():
         for item in _items(cfg.leaf(key)):
             if item is not None and not limits.allows(item):
-                _fail(cfg, key, f"it must be {limits}")
+                fail(cfg, key, f"it must be {limits}")
 
 
 def _check_lists(cfg: CfgNode) -> None:
     for key, lengths in rules.LENGTHS.items():
         if len(cfg.leaf(key)) not in lengths:
-            _fail(cfg, key, f"it must have {lengths[-1]} elements{rules.MEANINGS.get(key, '')}")
+            fail(cfg, key, f"it must have {lengths[-1]} elements{rules.MEANINGS.get(key, '')}")
     for key in rules.INCREASING:
         if not _is_increasing(cfg.leaf(key)):
-            _fail(cfg, key, "each element must be larger than the one before")
+            fail(cfg, key, "each element must be larger than the one before")
     for key in rules.NOT_EMPTY:
         if len(cfg.leaf(key)) == 0:
-            _fail(cfg, key, "it must not be empty")
-    for key in ("train.gpu_ids", "evaluate.gpu_ids", "inference.gpu_ids", "evaluate.tasks"):
+            fail(cfg, key, "it must not be empty")
+    unique = [f"{task}.gpu_ids" for task in ("train", "evaluate", "inference")]
+    for key in (*unique, "evaluate.tasks", "inference.tasks", "evaluate.tta_scales", "inference.tta_scales"):
         if len(set(cfg.leaf(key))) < len(cfg.leaf(key)):
-            _fail(cfg, key, "an element is there twice")
+            fail(cfg, key, "an element is there twice")
 
 
 def _is_increasing(values: Sequence[float]) -> bool:
@@ -138,14 +113,14 @@ def _check_backbone(cfg: CfgNode) -> None:
         if swin.embed_dim * 2**stage % heads:
             width = swin.embed_dim * 2**stage
             problem = f"stage {stage} has {width} channels, no multiple of {heads}"
-            _fail(cfg, "model.backbone.swin.num_heads", problem, others=["model.backbone.swin.embed_dim"])
+            fail(cfg, "model.backbone.swin.num_heads", problem, others=["model.backbone.swin.embed_dim"])
     if swin.ape and swin.pretrain_img_size % swin.patch_size:
         problem = f"it must be a multiple of patch_size, {swin.patch_size}, for the table of ape"
         others = ["model.backbone.swin.patch_size", "model.backbone.swin.ape"]
-        _fail(cfg, "model.backbone.swin.pretrain_img_size", problem, others=others)
+        fail(cfg, "model.backbone.swin.pretrain_img_size", problem, others=others)
     if cfg.model.backbone.type == "timm" and not cfg.model.backbone.timm.name:
         problem = "model.backbone.type is timm, so it must name a network, such as tf_efficientnet_lite0"
-        _fail(cfg, "model.backbone.timm.name", problem, others=["model.backbone.type"])
+        fail(cfg, "model.backbone.timm.name", problem, others=["model.backbone.type"])
     for name in ("swin", "efficientvit", "resnet", "timm"):
         if cfg.model.backbone.type == name:
             _check_features(cfg, f"model.backbone.{name}")
@@ -158,7 +133,7 @@ def _check_features(cfg: CfgNode, section: str) -> None:
     key = "model.sem_seg_head.deformable_transformer_encoder_in_features"
     missing = [name for name in cfg.leaf(key) if name not in given]
     if missing:
-        _fail(cfg, key, f"{', '.join(missing)} does not leave the backbone ({' and '.join(keys)})", others=keys)
+        fail(cfg, key, f"{', '.join(missing)} does not leave the backbone ({' and '.join(keys)})", others=keys)
 
 
 def _check_strides(cfg: CfgNode, section: str) -> None:
@@ -170,9 +145,9 @@ def _check_strides(cfg: CfgNode, section: str) -> None:
     strides = [first * 2**stage for stage, name in enumerate(rules.STAGES) if name in given]
     key = "model.sem_seg_head.common_stride"
     if cfg.leaf(key) not in strides:
-        _fail(cfg, key, f"the feature maps of the backbone have the strides {strides}", others=others)
+        fail(cfg, key, f"the feature maps of the backbone have the strides {strides}", others=others)
     if sum(stride >= cfg.leaf(key) for stride in strides) < 3:
-        _fail(cfg, key, "the decoder needs three feature maps of that stride or coarser", others=others)
+        fail(cfg, key, "the decoder needs three feature maps of that stride or coarser", others=others)
 
 
 def _given_features(cfg: CfgNode, section: str) -> tuple[set[str], list[str]]:
@@ -188,11 +163,11 @@ def _check_widths(cfg: CfgNode) -> None:
     for key in ("model.sem_seg_head.convs_dim", "model.mask_former.hidden_dim"):
         if cfg.leaf(key) % heads:
             problem = f"it must be a multiple of model.mask_former.nheads, {heads}"
-            _fail(cfg, key, problem, others=["model.mask_former.nheads"])
+            fail(cfg, key, problem, others=["model.mask_former.nheads"])
         if cfg.leaf(key) % 4:
-            _fail(cfg, key, "it must be a multiple of 4, for the sines and cosines of two axes")
+            fail(cfg, key, "it must be a multiple of 4, for the sines and cosines of two axes")
     if cfg.model.sem_seg_head.convs_dim % 32:
-        _fail(cfg, "model.sem_seg_head.convs_dim", "it must be a multiple of 32, the groups of its GroupNorm")
+        fail(cfg, "model.sem_seg_head.convs_dim", "it must be a multiple of 32, the groups of its GroupNorm")
 
 
 def _check_losses(cfg: CfgNode) -> None:
@@ -200,7 +175,7 @@ def _check_losses(cfg: CfgNode) -> None:
     if former.class_weight == former.mask_weight == former.dice_weight == 0:
         others = ["model.mask_former.mask_weight", "model.mask_former.dice_weight"]
         problem = "one of class_weight, mask_weight and dice_weight must be > 0"
-        _fail(cfg, "model.mask_former.class_weight", problem, others=others)
+        fail(cfg, "model.mask_former.class_weight", problem, others=others)
 
 
 def _check_dataset(cfg: CfgNode) -> None:
@@ -208,38 +183,16 @@ def _check_dataset(cfg: CfgNode) -> None:
     if aug.lsj_min_scale > aug.lsj_max_scale:
         problem = f"it must be <= lsj_max_scale, {aug.lsj_max_scale}"
         others = ["dataset.augmentation.lsj_max_scale"]
-        _fail(cfg, "dataset.augmentation.lsj_min_scale", problem, others=others)
+        fail(cfg, "dataset.augmentation.lsj_min_scale", problem, others=others)
     splits = (data.train, data.val)
     if not data.zero_is_ignore and all(split.type in _LABEL_FORMATS and not split.name for split in splits):
-        _fail(cfg, "dataset.zero_is_ignore", "it is for the masks of type 'ade'; neither train nor val is of that type")
+        fail(cfg, "dataset.zero_is_ignore", "it is for the masks of type 'ade'; neither train nor val is of that type")
 
 
 def _check_train(cfg: CfgNode) -> None:
     train = cfg.train
     if train.early_stop_patience and not train.best_metric:
-        _fail(cfg, "train.early_stop_patience", "it needs train.best_metric, as in panoptic/PQ")
-
-
-def _check_best_metric(cfg: CfgNode) -> None:
-    """What is wrong or odd for certain; which metrics there are is known only after an evaluation."""
-    if cfg.train.best_metric.startswith("val_loss") and cfg.train.best_mode == "max":
-        logger.warning("train.best_mode is max: the HIGHEST %s counts as the best", cfg.train.best_metric)
-    tasks = cfg.evaluate.tasks or [cfg.model.mode]
-    word = cfg.train.best_metric.partition("/")[0]
-    if word in rules.TASKS and word not in tasks and not cfg.evaluate.evaluators:
-        problem = f"this run evaluates {', '.join(tasks)} only; see evaluate.tasks"
-        _fail(cfg, "train.best_metric", problem, others=["evaluate.tasks", "model.mode"])
-
-
-def _refuse_several_processes(cfg: CfgNode, task: str) -> None:
-    for name, unit in (("num_gpus", "GPU"), ("num_nodes", "node")):
-        if cfg[task][name] > 1:
-            ids = " (gpu_ids counts too)" if name == "num_gpus" else ""
-            _fail(cfg, f"{task}.{name}", f"this version of m2f runs on one {unit}; set it to 1{ids}")
-    if task == "train" and cfg.train.distributed_strategy != "ddp":
-        _fail(
-            cfg, "train.distributed_strategy", "this version of m2f runs one process, for which only 'ddp' is accepted"
-        )
+        fail(cfg, "train.early_stop_patience", "it needs train.best_metric, as in panoptic/PQ")
 
 
 def _note_without_effect(cfg: CfgNode) -> None:

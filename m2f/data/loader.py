@@ -17,6 +17,7 @@ from m2f.data.mappers import EvalMapper
 from m2f.data.packed import PackedRecords
 from m2f.data.samplers import Draw, InferenceShard, TrainingSampler
 from m2f.distributed import rank, shared_seed, world_size
+from m2f.structures.metadata import Metadata
 from m2f.structures.sample import ModelInput, Record, Task
 
 Mapper = Callable[[Record, np.random.Generator], ModelInput | None]
@@ -38,21 +39,39 @@ class TrainLoader:
         return (_checked(batch) for batch in self._batches)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A sample that cannot be made, as its worker reports it: words, no traceback to hold on to it.
+
+    Attributes:
+        file_name: the image's.
+        kind: what is raised where nobody takes failures.
+        message: what is wrong, in a line that names the image.
+    """
+
+    file_name: str
+    kind: type[Exception]
+    message: str
+
+
 class EvalLoader:
     """This rank's exact share in order; the last batch may be smaller. `len` is the number of batches.
 
     Args:
         batches: the loader behind it.
+        on_failure: takes the samples that cannot be made, whose batches are smaller or left out; None: the first one
+            raises.
     """
 
-    def __init__(self, batches: DataLoader[Any]) -> None:
+    def __init__(self, batches: DataLoader[Any], on_failure: Callable[[Failure], None] | None = None) -> None:
         self._batches = batches
+        self._on_failure = on_failure
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[ModelInput]]:
-        return (_checked(batch) for batch in self._batches)
+        return (samples for batch in self._batches if (samples := _checked(batch, self._on_failure)))
 
 
 def build_train_loader(cfg: Any, dataset: LoadedDataset, start: int = 0, seed: int | None = None) -> TrainLoader:
@@ -84,7 +103,13 @@ def build_train_loader(cfg: Any, dataset: LoadedDataset, start: int = 0, seed: i
 
 
 def build_eval_loader(
-    cfg: Any, dataset: LoadedDataset, split: str, tasks: Sequence[Task] | None = None, *, with_targets: bool = False
+    cfg: Any,
+    dataset: LoadedDataset,
+    split: str,
+    tasks: Sequence[Task] | None = None,
+    *,
+    with_targets: bool = False,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> EvalLoader:
     """The batches of evaluation (`split` "val") or inference ("test").
 
@@ -95,26 +120,45 @@ def build_eval_loader(
         tasks: truths to attach; None: `evaluate.tasks`, or else `model.mode`. A mapper of one's own that is no
             `EvalMapper` decides by itself what it attaches.
         with_targets: attach the targets of a loss as well.
+        on_failure: see `EvalLoader`.
 
     Raises:
         KeyError: the mapper is not registered.
         ValueError: a key has an impossible value.
     """
     node = cfg.dataset[split]
-    mapper = DATASET_MAPPER_REGISTRY.build(node.mapper, cfg, dataset.metadata, split)
-    if isinstance(mapper, EvalMapper):
-        chosen = mapper.tasks if tasks is None else tuple(tasks)
-        mapper = replace(mapper, tasks=chosen, with_targets=with_targets)
+    mapper = build_eval_mapper(cfg, dataset.metadata, split, tasks, with_targets=with_targets)
     shard = InferenceShard(len(dataset.records), rank(), world_size())
-    asked = (cfg.inference if split == "test" else cfg.evaluate).batch_size
     batches = _data_loader(
         cfg,
         _MappedDraws(PackedRecords.of(dataset.records), mapper, _EVAL_SEED, may_replace=False),
         shard,
-        batch_size=asked if asked > 0 else node.batch_size,
+        batch_size=eval_batch_size(cfg, split),
         num_workers=min(node.num_workers, len(shard)),
     )
-    return EvalLoader(batches)
+    return EvalLoader(batches, on_failure)
+
+
+def build_eval_mapper(
+    cfg: Any,
+    metadata: Metadata,
+    split: str,
+    tasks: Sequence[Task] | None = None,
+    *,
+    with_targets: bool = False,
+) -> Mapper:
+    """What makes the samples of `build_eval_loader`, whose arguments these are."""
+    mapper: Mapper = DATASET_MAPPER_REGISTRY.build(cfg.dataset[split].mapper, cfg, metadata, split)
+    if not isinstance(mapper, EvalMapper):
+        return mapper
+    chosen = mapper.tasks if tasks is None else tuple(tasks)
+    return replace(mapper, tasks=chosen, with_targets=with_targets)
+
+
+def eval_batch_size(cfg: Any, split: str) -> int:
+    """Images per batch of evaluation ("val") or inference ("test"): the task's `batch_size`, else the split's."""
+    asked: int = (cfg.inference if split == "test" else cfg.evaluate).batch_size
+    return asked if asked > 0 else cfg.dataset[split].batch_size
 
 
 @dataclass(frozen=True)
@@ -129,14 +173,6 @@ class _DrawStream:
         return self.sampler.draws(self.start, self.stride)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A user's mistake met in a worker, on its way to the main process: words, no traceback to hold on to it."""
-
-    kind: type[Exception]
-    message: str
-
-
 class _MappedDraws(Dataset[Any]):
     """Draw -> ModelInput. The randomness of a sample comes from its position, so any worker makes the same one."""
 
@@ -146,13 +182,12 @@ class _MappedDraws(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, draw: Draw) -> ModelInput | _Failure:
+    def __getitem__(self, draw: Draw) -> ModelInput | Failure:
         try:
             return self._sample(draw)
-        except FileNotFoundError as error:
-            return _Failure(FileNotFoundError, str(error))
         except (ValueError, OSError) as error:
-            return _Failure(ValueError, str(error))
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            return Failure(self.records[draw.index]["file_name"], kind, str(error))
 
     def _sample(self, draw: Draw) -> ModelInput:
         sample = self._mapped(self.records[draw.index], np.random.default_rng([self.seed, draw.position]))
@@ -181,12 +216,17 @@ class _MappedDraws(Dataset[Any]):
             raise kind(f"{name}: {type(error).__name__}: {error}") from error
 
 
-def _checked(batch: list[ModelInput | _Failure]) -> list[ModelInput]:
+def _checked(
+    batch: list[ModelInput | Failure], on_failure: Callable[[Failure], None] | None = None
+) -> list[ModelInput]:
     samples: list[ModelInput] = []
     for sample in batch:
-        if isinstance(sample, _Failure):
+        if not isinstance(sample, Failure):
+            samples.append(sample)
+        elif on_failure is None:
             raise sample.kind(sample.message)
-        samples.append(sample)
+        else:
+            on_failure(sample)
     return samples
 
 

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from m2f.data.build import DATASET_MAPPER_REGISTRY
 from m2f.data.images import Picture, read_image
-from m2f.data.transforms import ColorJitter, LargeScaleJitter, Policy, ResizeCrop, ShortestEdge, expand_min_sizes
+from m2f.data.transforms import (
+    ColorJitter,
+    LargeScaleJitter,
+    OwnSize,
+    Policy,
+    ResizeCrop,
+    ShortestEdge,
+    expand_min_sizes,
+)
 from m2f.data.truth import Targets, check_ignore_label, read_truth
 from m2f.structures.metadata import Metadata
 from m2f.structures.sample import TASKS, ModelInput, Record, Task
@@ -87,10 +95,9 @@ class EvalMapper:
 
     @classmethod
     def from_config(cls, cfg: Any, metadata: Metadata, split: str) -> dict[str, Any]:
-        """Reads the test sizes, the split's `target_size`, and `evaluate.tasks` or else `model.mode`."""
-        aug = cfg.dataset.augmentation
-        policy = ShortestEdge(aug.test_min_size, aug.test_max_size, _target_size(cfg, split))
-        return {"metadata": metadata, "policy": policy, "tasks": tuple(cfg.evaluate.tasks or [cfg.model.mode])}
+        """Reads what `build_eval_policy` does, and `evaluate.tasks` or else `model.mode`."""
+        tasks = tuple(cfg.evaluate.tasks or [cfg.model.mode])
+        return {"metadata": metadata, "policy": build_eval_policy(cfg, split), "tasks": tasks}
 
     def __call__(self, record: Record, rng: np.random.Generator) -> ModelInput:
         """Make one sample of evaluation or inference.
@@ -99,7 +106,14 @@ class EvalMapper:
             FileNotFoundError: image or mask is missing.
             ValueError: image or annotation is broken, they differ in size, or a task's truth cannot be told from it.
         """
-        picture = read_image(record["file_name"])
+        return self.of_picture(record, read_image(record["file_name"]), rng)
+
+    def of_picture(self, record: Record, picture: Picture, rng: np.random.Generator) -> ModelInput:
+        """Make the sample of a picture that is no file, such as a frame of a video.
+
+        Raises:
+            FileNotFoundError, ValueError: as for a file.
+        """
         truth = read_truth(record, self.metadata, picture) if self.tasks or self.with_targets else None
         labels = truth.label_map if truth else lambda: np.full(picture.size, -1)
         geometry = self.policy.draw(rng, picture.size, labels)
@@ -111,6 +125,24 @@ class EvalMapper:
         if self.with_targets:
             _attach_targets(sample, truth.targets(geometry))
         return sample
+
+
+def build_eval_policy(cfg: Any, split: str) -> Policy:
+    """The resize of evaluation: none where the split's task answers by tiles, else `target_size` and the test sizes.
+
+    Raises:
+        ValueError: `target_size` is no size, or is set beside tiles.
+    """
+    task = "inference" if split == "test" else "evaluate"
+    target_size, aug = _target_size(cfg, split), cfg.dataset.augmentation
+    if not cfg[task].tile_size:
+        return ShortestEdge(aug.test_min_size, aug.test_max_size, target_size)
+    if target_size:
+        raise ValueError(
+            f"{task}.tile_size = {list(cfg[task].tile_size)} leaves images at their own resolution, and "
+            f"dataset.{split}.target_size = {list(target_size)} resizes them; set only one of them"
+        )
+    return OwnSize()
 
 
 def build_train_policy(cfg: Any, split: str) -> Policy:

@@ -18,7 +18,7 @@ from m2f.checkpoint.huggingface_spec import spec_from_config
 from m2f.checkpoint.loading import Info, load_state, read_state
 from m2f.checkpoint.schemes import State
 from m2f.checkpoint.writing import HOMES, Weights, check_target, named_metadata, write_weights
-from m2f.config import CfgNode, SpecError, load_spec
+from m2f.config import CfgNode, SpecError, load_spec, split_key
 from m2f.config.reader import SpecDumper, read_yaml
 from m2f.data.build import entries, load_dataset
 from m2f.data.catalog import DatasetEntry
@@ -69,6 +69,7 @@ def convert(
     spec: str | Path | None = None,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
+    output_key: str | None = None,
 ) -> Conversion:
     """Read weights of any home and write them for another.
 
@@ -79,9 +80,10 @@ def convert(
         source: what `read_state` reads.
         home: a key of `writing.HOMES`.
         target: the file or folder to write.
-        spec: of the model; wins over the one that the file brings.
-        overrides: change the spec.
+        spec: of the model; wins over the one that the file brings. Its `encryption_key` decrypts what is read.
+        overrides: change the spec; `encryption_key` may be among them where there is none.
         overwrite: take the place of what is there.
+        output_key: encrypts what is written; empty: nothing does; None: the key that decrypts.
 
     Raises:
         OSError: a file is not there, may not be written, or is there already.
@@ -89,24 +91,29 @@ def convert(
         ValueError: the weights cannot be read, do not fit the spec, or have no place in that home.
     """
     target = Path(target).expanduser()
-    check_target(home, target, overwrite=overwrite)
-    opened = _open(source, spec, overrides)
+    key, others = split_key(overrides)
+    cfg = None if spec is None else load_spec(spec, overrides)
+    key = key if cfg is None else cfg.encryption_key
+    output_key = key if output_key is None else output_key
+    check_target(home, target, overwrite=overwrite, key=output_key)
+    opened = _open(source, cfg, others, key)
     weights, ignored, adapted = _renamed(opened) if opened.model is None else _fitted(opened, opened.model)
-    count = write_weights(weights, home, target, overwrite=overwrite)
+    count = write_weights(weights, home, target, overwrite=overwrite, key=output_key)
+    encrypted = ", encrypted" if output_key else ""
     return Conversion(
         read=f"{_tensors(len(opened.state))} from {opened.info.source} ({opened.info.scheme} names)",
-        written=f"{target}: {_tensors(count)} for {home}, {_classes_said(weights, home)}",
+        written=f"{target}: {_tensors(count)} for {home}{encrypted}, {_classes_said(weights, home)}",
         dropped=tuple(_dropped(opened.info, weights, home, ignored)),
         adapted=adapted,
     )
 
 
-def _open(source: str | Path, spec: str | Path | None, overrides: Sequence[str]) -> _Opened:
-    if spec is not None:
-        cfg = load_spec(spec, overrides)
+def _open(source: str | Path, cfg: CfgNode | None, overrides: Sequence[str], key: str) -> _Opened:
+    """Read the weights, and find and build their model: that of `cfg`, else of the spec that the file brings."""
+    if cfg is not None:
         model = _build(cfg)
-        return _Opened(*read_state(source, model.state_dict().keys()), cfg, model, _dataset_metadata(cfg))
-    state, info = read_state(source)
+        return _Opened(*read_state(source, model.state_dict().keys(), key), cfg, model, _dataset_metadata(cfg))
+    state, info = read_state(source, key=key)
     stored = _stored_spec(info, overrides)
     return _Opened(state, info, stored, None if stored is None else _build(stored), None)
 

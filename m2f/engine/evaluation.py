@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from m2f import distributed
+from m2f.data.predictions import PredictionWriter
 from m2f.engine.overlays import OverlayKeeper
 from m2f.engine.random_state import separate_randomness
-from m2f.evaluation import Evaluator, format_results, inference_on_dataset, write_results
+from m2f.evaluation import Evaluator, OnBatch, format_results, inference_on_dataset, write_class_csv, write_results
 from m2f.structures.metadata import Metadata
-from m2f.structures.sample import ModelInput
+from m2f.structures.sample import ModelInput, ModelOutput, Predict, Record, Task
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +28,26 @@ class EvaluationSet(NamedTuple):
 
     name: str
     metadata: Metadata
+    records: Sequence[Record]
+    image_dir: str  # that the images lie below
     loader: Iterable[list[ModelInput]]  # this rank's shard
     evaluators: Sequence[Evaluator]
 
 
+class Answers(NamedTuple):
+    """What is asked in an evaluation.
+
+    Attributes:
+        on: gives what answers a set.
+        model: what is in eval mode meanwhile, and has the losses; None where no model is asked.
+    """
+
+    on: Callable[[EvaluationSet], Predict]
+    model: nn.Module | None
+
+
 def evaluate_sets(
-    model: nn.Module,
+    answers: Answers,
     sets: Sequence[EvaluationSet],
     *,
     directory: Path,
@@ -40,17 +55,19 @@ def evaluate_sets(
     losses: bool = False,
     num_pictures: int = 0,
     max_batches: int | None = None,
+    saved_tasks: Sequence[Task] = (),
 ) -> tuple[Results, list[OverlayKeeper]]:
-    """Evaluate on every set; log the tables and write `results.json` and the pictures.
+    """Evaluate on every set; log the tables and write `results.json`, `per_class.csv` and the pictures.
 
     Args:
-        model: its train or eval mode and its gradients stay as they are.
+        answers: what is asked; its model's train or eval mode and gradients stay as they are.
         sets: may be empty.
-        directory: gets `results.json` and the folder `visualizations`.
+        directory: gets the files, and the folders `visualizations` and `predictions`.
         seed: of every generator meanwhile; those of training do not move.
-        losses: average the losses too.
+        losses: average the model's losses too.
         num_pictures: overlay pictures of each set.
         max_batches: stop after so many batches; None: all of them.
+        saved_tasks: whose answers are written in the official formats, a folder per set.
 
     Returns:
         The results, the same on every rank, and the pictures that this rank has drawn.
@@ -59,15 +76,37 @@ def evaluate_sets(
     keepers = []
     for data in sets:
         keeper = OverlayKeeper(directory / "visualizations" / data.name, data.metadata, num_pictures)
+        writer = None
+        if saved_tasks:
+            folder = directory / "predictions" / data.name
+            writer = PredictionWriter(folder, data.metadata, saved_tasks, image_dir=data.image_dir)
         with separate_randomness(seed):
-            loader = data.loader if max_batches is None else _First(data.loader, max_batches)
-            metrics = inference_on_dataset(model, loader, data.evaluators, losses=losses, on_batch=keeper.take)
+            metrics = inference_on_dataset(
+                answers.on(data),
+                data.loader if max_batches is None else _First(data.loader, max_batches),
+                data.evaluators,
+                model=answers.model,
+                losses=losses,
+                on_batch=_keeping(keeper, writer),
+            )
+        if writer is not None:
+            writer.finish()
         results[data.name] = distributed.all_gather(metrics)[0]
         keepers.append(keeper)
     if results and distributed.is_main():
         logger.info("results\n%s", format_results(results))
         write_results(directory / "results.json", results)
+        write_class_csv(directory / "per_class.csv", results)
     return results, keepers
+
+
+def _keeping(keeper: OverlayKeeper, writer: PredictionWriter | None) -> OnBatch:
+    def keep(inputs: list[ModelInput], outputs: list[ModelOutput]) -> None:
+        keeper.take(inputs, outputs)
+        for sample, output in zip(inputs, outputs, strict=True) if writer is not None else ():
+            writer.write(sample, output)  # type: ignore[union-attr]  # it is there
+
+    return keep
 
 
 def flat_metrics(results: Results) -> dict[str, float]:

@@ -47,8 +47,14 @@ STRUCTURAL_KEYS = (
     "model.mask_former.nheads",
     "model.mask_former.pre_norm",
 )
-# Differences between two specs that change nothing of what is learned.
-QUIET_KEYS = ("results_dir", "train.results_dir", "train.resume", "train.resume_training_checkpoint_path")
+# Differences between two specs that change nothing of what is learned. No stored spec has the encryption key.
+QUIET_KEYS = (
+    "encryption_key",
+    "results_dir",
+    "train.results_dir",
+    "train.resume",
+    "train.resume_training_checkpoint_path",
+)
 
 
 def training_state(trainer: Any) -> dict[str, Any]:

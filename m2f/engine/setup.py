@@ -1,8 +1,7 @@
-"""What comes before a run: the command line, names resolved, the results folder, the log, the device."""
+"""What comes before a run: names resolved, the results folder, the log, the device."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import platform
@@ -32,38 +31,16 @@ from m2f.registry import Registry
 from m2f.solver.build import OPTIMIZER_REGISTRY, SCHEDULE_REGISTRY
 from m2f.structures.sample import Task as TaskWord
 
-Task = Literal["train", "evaluate"]
+Task = Literal["train", "evaluate", "inference", "export"]
 LOG_FILE = "log.txt"
 SPEC_FILE = "spec.yaml"
 logger = logging.getLogger(__name__)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `tools/train_net.py`; read them with `parse_intermixed_args`."""
-    parser = argparse.ArgumentParser(
-        description="Train and evaluate Mask2Former from a TAO spec.",
-        epilog="Overrides are full dotted keys: `train.optim.lr 1e-4` or `train.optim.lr=1e-4`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config-file", "-e", "--experiment_spec", metavar="SPEC", help="a TAO mask2former YAML spec")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint (train.resume: auto)")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate a checkpoint, do not train")
-    parser.add_argument("--num-gpus", type=int, metavar="N", help="processes, each with one GPU")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that win over the spec")
-    return parser
-
-
-def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """The flags as overrides, before those the user wrote out."""
-    task = "evaluate" if arguments.eval_only else "train"
-    flags = ["train.resume=auto"] if arguments.resume else []
-    flags += [f"{task}.num_gpus={arguments.num_gpus}"] if arguments.num_gpus is not None else []
-    return flags + list(arguments.overrides)
-
-
-def tasks_of(cfg: CfgNode) -> tuple[TaskWord, ...]:
-    """The tasks that are evaluated: `evaluate.tasks`, by default the model's mode."""
-    return tuple(cfg.evaluate.tasks) or (cfg.model.mode,)
+def tasks_of(cfg: CfgNode, task: Task = "evaluate") -> tuple[TaskWord, ...]:
+    """What is answered: `evaluate.tasks` (in training too) or `inference.tasks`, by default the model's mode."""
+    chosen = {"inference": cfg.inference.tasks, "export": []}.get(task, cfg.evaluate.tasks)
+    return tuple(chosen) or (cfg.model.mode,)
 
 
 def resolve_names(cfg: CfgNode, task: Task) -> None:
@@ -72,34 +49,51 @@ def resolve_names(cfg: CfgNode, task: Task) -> None:
     Raises:
         SpecError: a name is unknown; the message has the key, and the names there are.
     """
-    model, data, optim = cfg.model, cfg.dataset, cfg.train.optim
-    rows: list[tuple[str, str, Registry]] = [
+    rows = _model_names(cfg)
+    if task in ("train", "evaluate"):
+        rows += _data_names(cfg, "val")
+        rows += [("evaluate.tasks", name, EVALUATOR_REGISTRY) for name in tasks_of(cfg)]
+        rows += [("evaluate.evaluators", name, EVALUATOR_REGISTRY) for name in cfg.evaluate.evaluators]
+    if task == "train":
+        rows += [*_data_names(cfg, "train"), *_training_names(cfg)]
+    if task == "inference":
+        rows += _data_names(cfg, "test")
+    for key, name, registry in rows:
+        _explain(cfg, key, partial(registry.get, name))
+    if task == "train":
+        _explain(cfg, "dataset.train", lambda: entries(cfg, "train"))
+    if task == "evaluate" or (task == "train" and evaluates(cfg)):
+        key = "evaluate.datasets" if cfg.evaluate.datasets else "dataset.val"
+        _explain(cfg, key, lambda: entries(cfg, "val", cfg.evaluate.datasets))
+
+
+def _model_names(cfg: CfgNode) -> list[tuple[str, str, Registry]]:
+    model = cfg.model
+    return [
         ("model.meta_architecture", model.meta_architecture, META_ARCH_REGISTRY),
         ("model.backbone.type", model.backbone.type, BACKBONE_REGISTRY),
         ("model.sem_seg_head.pixel_decoder", model.sem_seg_head.pixel_decoder, PIXEL_DECODER_REGISTRY),
         ("model.mask_former.transformer_decoder", model.mask_former.transformer_decoder, TRANSFORMER_DECODER_REGISTRY),
         ("model.mask_former.criterion", model.mask_former.criterion, CRITERION_REGISTRY),
-        ("dataset.val.type", data.val.type, DATASET_FORMAT_REGISTRY),
-        ("dataset.val.mapper", data.val.mapper, DATASET_MAPPER_REGISTRY),
-        *(("evaluate.tasks", name, EVALUATOR_REGISTRY) for name in tasks_of(cfg)),
-        *(("evaluate.evaluators", name, EVALUATOR_REGISTRY) for name in cfg.evaluate.evaluators),
     ]
-    if task == "train":
-        rows += [
-            ("dataset.train.type", data.train.type, DATASET_FORMAT_REGISTRY),
-            ("dataset.train.mapper", data.train.mapper, DATASET_MAPPER_REGISTRY),
-            ("dataset.train.sampler", data.train.sampler, SAMPLER_REGISTRY),
-            ("train.optim.type", optim.type, OPTIMIZER_REGISTRY),
-            ("train.optim.lr_scheduler", optim.lr_scheduler, SCHEDULE_REGISTRY),
-            *(("train.hooks", name, HOOK_REGISTRY) for name in cfg.train.hooks),
-        ]
-    for key, name, registry in rows:
-        _explain(cfg, key, partial(registry.get, name))
-    if task == "train":
-        _explain(cfg, "dataset.train", lambda: entries(cfg, "train"))
-    if evaluates(cfg) or task == "evaluate":
-        key = "evaluate.datasets" if cfg.evaluate.datasets else "dataset.val"
-        _explain(cfg, key, lambda: entries(cfg, "val", cfg.evaluate.datasets))
+
+
+def _data_names(cfg: CfgNode, split: str) -> list[tuple[str, str, Registry]]:
+    node = cfg.dataset[split]
+    return [
+        (f"dataset.{split}.type", node.type, DATASET_FORMAT_REGISTRY),
+        (f"dataset.{split}.mapper", node.mapper, DATASET_MAPPER_REGISTRY),
+    ]
+
+
+def _training_names(cfg: CfgNode) -> list[tuple[str, str, Registry]]:
+    optim = cfg.train.optim
+    return [
+        ("dataset.train.sampler", cfg.dataset.train.sampler, SAMPLER_REGISTRY),
+        ("train.optim.type", optim.type, OPTIMIZER_REGISTRY),
+        ("train.optim.lr_scheduler", optim.lr_scheduler, SCHEDULE_REGISTRY),
+        *(("train.hooks", name, HOOK_REGISTRY) for name in cfg.train.hooks),
+    ]
 
 
 def _explain(cfg: CfgNode, key: str, look_up: Callable[[], Any]) -> None:
@@ -177,12 +171,12 @@ def _add_handler(root: logging.Logger, handler: logging.Handler, level: int, lay
 
 
 def build_device(cfg: CfgNode, task: Task) -> torch.device:
-    """The device of this process, as `device` and the task's `gpu_ids` have it.
+    """The device of this process, as `device` and the task's `gpu_ids` have it; an export needs none but the CPU.
 
     Raises:
         ValueError: CUDA is asked for and not there, or has no device of that number.
     """
-    if cfg.device == "cpu" or (cfg.device == "auto" and not torch.cuda.is_available()):
+    if task == "export" or cfg.device == "cpu" or (cfg.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError(f"device: {cfg.device!r} is not available on this machine; set device: auto or cpu")

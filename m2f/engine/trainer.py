@@ -14,15 +14,15 @@ from torch import nn
 
 from m2f import distributed
 from m2f.checkpoint.checkpointer import Checkpointer, load_file
-from m2f.checkpoint.class_names import m2f_metadata
-from m2f.checkpoint.loading import LoadReport, load_state, load_weights, read_state
+from m2f.checkpoint.loading import load_weights
 from m2f.checkpoint.spelling import find_checkpoint
 from m2f.config import CfgNode
 from m2f.data.build import entries, load_dataset
 from m2f.data.catalog import LoadedDataset
 from m2f.data.loader import TrainLoader, build_eval_loader, build_train_loader
 from m2f.engine import resume
-from m2f.engine.evaluation import EvaluationSet, Results, evaluate_sets, flat_metrics, require_same_classes
+from m2f.engine.answering import load_answers, model_answers
+from m2f.engine.evaluation import Answers, EvaluationSet, Results, evaluate_sets, flat_metrics, require_same_classes
 from m2f.engine.events import EventStorage
 from m2f.engine.hooks import (
     HOOK_REGISTRY,
@@ -38,6 +38,7 @@ from m2f.engine.random_state import seed_everything, set_random_state
 from m2f.engine.setup import Task, build_device, evaluates, setup_cudnn, task_directory, tasks_of
 from m2f.engine.step import TrainStep
 from m2f.engine.train_loop import HookBase, TrainerBase
+from m2f.engine.weights import log_report
 from m2f.engine.writers import ConsoleWriter, JsonWriter, StatusWriter, TensorBoardWriter, Writer
 from m2f.evaluation import build_evaluators
 from m2f.modeling.build import build_model
@@ -70,6 +71,7 @@ class DefaultTrainer(TrainerBase):
         self.seed = cfg.train.seed if cfg.train.seed >= 0 else distributed.shared_seed()
         self.position = 0
         self.random_state: dict[str, Any] | None = None
+        self._answers: Answers | None = None  # None: the model as it is
         setup_cudnn(cfg)
         seed_everything(self.seed + distributed.rank())
         if task == "train":
@@ -134,7 +136,7 @@ class DefaultTrainer(TrainerBase):
     @cached_property
     def checkpointer(self) -> Checkpointer:
         """The checkpoints of the training folder, in an evaluation too."""
-        return Checkpointer(task_directory(self.cfg, "train"), self.cfg.model_name)
+        return Checkpointer(task_directory(self.cfg, "train"), self.cfg.model_name, self.cfg.encryption_key)
 
     @cached_property
     def writers(self) -> list[Writer]:
@@ -166,7 +168,9 @@ class DefaultTrainer(TrainerBase):
             loaded = load_dataset(entry)
             logger.info("evaluating on %s: %d images", entry.name, len(loaded.records))
             loader = build_eval_loader(self.cfg, loaded, "val", tasks_of(self.cfg), with_targets=self._wants_val_loss)
-            sets.append(EvaluationSet(entry.name, loaded.metadata, loader, self.build_evaluators(loaded.metadata)))
+            evaluators = self.build_evaluators(loaded.metadata)
+            data = (entry.name, loaded.metadata, loaded.records, entry.image_dir)
+            sets.append(EvaluationSet(*data, loader, evaluators))
         return sets
 
     def build_evaluators(self, metadata: Metadata) -> list[Any]:
@@ -243,11 +247,12 @@ class DefaultTrainer(TrainerBase):
         """Evaluate the model as it is on every set; write results.json, the tables and the pictures."""
         wants_pictures = self.cfg.evaluate.save_visualizations
         results, keepers = evaluate_sets(
-            self.model,
+            self._answers or model_answers(self),
             self.eval_sets,
             directory=self.directory,
             seed=self.seed,
             losses=self._wants_val_loss,
+            saved_tasks=tasks_of(self.cfg) if self.task == "evaluate" and self.cfg.evaluate.save_predictions else (),
             num_pictures=self.cfg.train.num_visualizations if wants_pictures else 0,
             max_batches=1 if self.cfg.train.is_dry_run else None,
         )
@@ -307,7 +312,7 @@ class DefaultTrainer(TrainerBase):
         train = self.cfg.train
         if train.resume_training_checkpoint_path:
             path = find_checkpoint(train.resume_training_checkpoint_path)
-            return path, load_file(path)
+            return path, load_file(path, self.cfg.encryption_key)
         found = self.checkpointer.load_latest() if train.resume == "auto" else None
         if found is None and self.checkpointer.latest() is not None:
             never = train.resume == "never"
@@ -320,31 +325,12 @@ class DefaultTrainer(TrainerBase):
         if whole and backbone:
             logger.warning("train.pretrained_model_path is set: model.backbone.pretrained_weights is not read")
         if whole:
-            _log_report(load_weights(self.model, whole))
+            log_report(load_weights(self.model, whole, key=self.cfg.encryption_key))
         elif backbone:
-            _log_report(load_weights(self.model, backbone, part="backbone"))
+            log_report(load_weights(self.model, backbone, part="backbone", key=self.cfg.encryption_key))
         else:
             logger.info("starting from random weights")
 
     def load_for_evaluation(self) -> None:
-        """Load `evaluate.checkpoint`, else the latest training checkpoint.
-
-        Raises:
-            FileNotFoundError: there is neither.
-            ValueError: the checkpoint was trained on other classes, or does not fill the whole model.
-        """
-        source = self.cfg.evaluate.checkpoint or self.checkpointer.latest()
-        if source is None:
-            raise FileNotFoundError(
-                f"there is no checkpoint to evaluate: set evaluate.checkpoint; {self.checkpointer.directory} has none"
-            )
-        weights, info = read_state(source, self.model.state_dict().keys())
-        classes = m2f_metadata(info.rest)
-        if classes is not None:
-            require_same_classes(classes, self.metadata, f"checkpoint {source}", f"dataset {self.eval_sets[0].name}")
-        _log_report(load_state(self.model, weights, info, complete=True))
-
-
-def _log_report(report: LoadReport) -> None:
-    for line in report.lines():
-        logger.info(line)
+        """See `answering.load_answers`."""
+        self._answers = load_answers(self)

@@ -5,9 +5,35 @@ Each adds to its input and normalises: after the sum, or before the attention wh
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """Scaled dot-product attention; a graph traced in eval mode gets its few steps, of which torch would write many.
+
+    Args:
+        q: (..., Q, D).
+        k: (..., S, D).
+        v: (..., S, D).
+        mask: broadcast to (..., Q, S): bool, True = may look, with at least one in every row; or added to the logits.
+        dropout: probability of leaving out an attention weight.
+        scale: of the logits; None: 1 / sqrt(D).
+
+    Returns:
+        (..., Q, D).
+    """
+    if not torch.jit.is_tracing():
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+    logits = (q * (float(q.shape[-1]) ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    if mask is not None:
+        logits = torch.where(mask, logits, -math.inf) if mask.dtype == torch.bool else logits + mask
+    return logits.softmax(dim=-1) @ v
 
 
 class MultiheadAttention(nn.Module):
@@ -48,13 +74,13 @@ class MultiheadAttention(nn.Module):
         projections = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         q, k, v = (self._split_heads(F.linear(x, weight, bias)) for x, weight, bias in projections)
         allowed = None if blocked is None else ~blocked.unsqueeze(1)
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)  # (B, M, Q, C / M)
+        read = attend(q, k, v, allowed)  # (B, M, Q, C / M)
         out: Tensor = self.out_proj(read.transpose(1, 2).flatten(2))
         return out
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, S, C) to (B, M, S, C / M)."""
-        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.num_heads, self.out_proj.in_features // self.num_heads).transpose(1, 2)
 
 
 class SelfAttentionBlock(nn.Module):

@@ -31,8 +31,8 @@ def sine_position_encoding(
     if num_feats % 2:
         raise ValueError(f"num_feats is {num_feats}; sines and cosines in turns need an even number")
     rows, columns = _axis(height, num_feats, device), _axis(width, num_feats, device)
-    rows = rows.t()[:, :, None].expand(-1, -1, width)
-    columns = columns.t()[:, None, :].expand(-1, height, -1)
+    rows = rows.t()[:, :, None].expand(num_feats, height, width)
+    columns = columns.t()[:, None, :].expand(num_feats, height, width)
     return torch.cat([rows, columns]).unsqueeze(0).to(dtype)
 
 

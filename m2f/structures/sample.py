@@ -77,8 +77,8 @@ class ModelOutput(TypedDict, total=False):
     Written by modeling/postprocess (and merging, data/predictions), read by evaluation and visualization.
     """
 
-    # (K, height, width) float32 scores, not probabilities: they need not sum to 1. Or, where they were too large to keep,
-    # (height, width) int64 labels, metadata.ignore_label where there is none.
+    # (K, height, width) float32 scores, not probabilities: they need not sum to 1. Or, where those were too large to
+    # keep, (height, width) int64 labels, metadata.ignore_label where there is none.
     semantic: Tensor
     panoptic: PanopticMap
     instance: Instances  # masks, labels, scores, boxes

@@ -280,6 +280,7 @@ rows("", "run", {"model_name": "renamed", "results_dir": "out/elsewhere"})
 rows("", "device", {"device": "cuda"})
 rows("train", "devices", {"gpu_ids": "[1]"}, ("device=cuda",))
 rows("evaluate", "devices", {"gpu_ids": "[1]"}, ("device=cuda",))
+rows("inference", "devices", {"gpu_ids": "[1]"}, ("device=cuda",))
 rows("train", "cudnn", {"cudnn.benchmark": "True", "cudnn.deterministic": "False"})
 rows(
     "train",
@@ -342,7 +343,6 @@ rows(
     ("train.optim.type=SGD", "train.optim.milestones=[4]", "train.iters_per_epoch=2", "train.num_epochs=6"),
 )
 rows("evaluate", "val_data", {"batch_size": "1", "tasks": "[semantic]"})
-rows("inference", "test_data", {"batch_size": "1"})
 rows(
     "evaluate",
     "evaluation",
@@ -353,9 +353,68 @@ rows(
         "max_dets": "[1, 5] | evaluate.tasks=[instance]",
         "evaluators": "[ProbeEvaluator]",
         "save_visualizations": "False",
+        "save_predictions": "True",
+        "predictions": "[{trained}/predictions/shapes_panoptic_val]",
+        "expected_results": "[[panoptic/PQ, -1, 0.5]]",
+        "trt_engine": "{trained}/model.engine | evaluate.checkpoint=",
     },
     ("evaluate.checkpoint={trained}/model_epoch_000.pth",),
 )
+ANSWERS = {
+    "tile_size": "[48, 48]",
+    "tile_overlap": "0.5 | {task}.tile_size=[48, 48]",
+    "tta_flip": "True",
+    "tta_scales": "[0.5, 1.0]",
+}
+for task in ("evaluate", "inference"):
+    rows(
+        task,
+        "evaluation" if task == "evaluate" else "inference",
+        {key: value.replace("{task}", task) for key, value in ANSWERS.items()},
+        (f"{task}.checkpoint={{trained}}/model_epoch_000.pth", f"{task}.tasks=[semantic]"),
+    )
+rows(
+    "inference",
+    "inference",
+    {
+        "checkpoint": "{trained}/model_epoch_001.pth",
+        "trt_engine": "{trained}/model.engine | inference.checkpoint=",
+        "results_dir": "out/elsewhere",
+        "batch_size": "1 | dataset.augmentation.test_max_size=80",
+        "input": "[{made}/images]",
+        "tasks": "[semantic]",
+        "score_threshold": "0.0 | inference.tasks=[instance]",
+        "min_score": "0.9 | inference.tasks=[instance]",
+        "save_overlays": "False",
+        "save_predictions": "False",
+        "skip_done": "True | inference.results_dir={trained}/inference",
+    },
+    ("inference.checkpoint={trained}/model_epoch_000.pth",),
+)
+rows(
+    "export",
+    "export",
+    {
+        "checkpoint": "{trained}/model_epoch_001.pth",
+        "onnx_file": "out/elsewhere.onnx",
+        "results_dir": "out/elsewhere",
+        "on_cpu": "False",
+        "opset_version": "18",
+        "input_width": "96",
+        "input_height": "96",
+        "batch_size": "2",
+        "verbose": "True",
+        "outputs": "panoptic_map",
+        "normalize_in_graph": "True",
+        "dynamic_size": "True",
+        "fp16": "True | export.parity_tolerance=1.0",
+        "parity_images": "[{made}/images/a.png]",
+        "parity_count": "1",
+        "parity_tolerance": "1e-30",
+    },
+    ("export.checkpoint={trained}/model_epoch_000.pth", "export.input_height=64", "export.input_width=64"),
+)
+rows("", "encryption", {"encryption_key": "secret"})
 rows("evaluate", "libraries", {"coco_backend": "faster_coco_eval"}, ("evaluate.coco_backend=pycocotools",))
 
 # Once more, in other circumstances.
@@ -410,17 +469,15 @@ rows("model", "evaluation", {"mode": "instance"}, TRAINED)
 
 # Keys that a task needs and m2f cannot honour: key -> the task that refuses the value, by the name of the key.
 REFUSED: dict[str, tuple[str, str]] = {
-    "encryption_key": ("train", "secret"),
     "train.num_gpus": ("train", "2"),
     "train.num_nodes": ("train", "2"),
     "train.distributed_strategy": ("train", "fsdp"),
     "evaluate.num_gpus": ("evaluate", "2"),
     "evaluate.num_nodes": ("evaluate", "2"),
-    "evaluate.trt_engine": ("evaluate", "model.engine"),
+    "inference.num_gpus": ("inference", "2"),
+    "inference.num_nodes": ("inference", "2"),
+    "export.input_channel": ("export", "1"),
 }
-
-# Tasks that are refused as a whole, with all their keys: the sections that are theirs.
-REFUSED_TASKS: dict[str, tuple[str, ...]] = {"inference": ("inference", "dataset.test"), "export": ("export",)}
 
 # Read by `m2f/config` alone: key -> the keys that take its value.
 INSIDE: dict[str, tuple[str, ...]] = {
@@ -428,4 +485,4 @@ INSIDE: dict[str, tuple[str, ...]] = {
 }
 
 # Read by a run on a GPU only.
-ON_DEVICES = ("train.gpu_ids", "evaluate.gpu_ids")
+ON_DEVICES = ("train.gpu_ids", "evaluate.gpu_ids", "inference.gpu_ids")

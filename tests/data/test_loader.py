@@ -192,3 +192,30 @@ def test_memory_is_shared(dataset: LoadedDataset) -> None:
     by_hand = LoadedDataset(dataset.metadata, [*dataset.records, *dataset.records])
     records = build_eval_loader(_cfg(), by_hand, "val")._batches.dataset.records
     assert isinstance(records, PackedRecords) and list(records) == by_hand.records
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_failures_can_be_taken_beside_the_samples(dataset: LoadedDataset, tmp_path: Path, num_workers: int) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    lost = [{"file_name": str(tmp_path / name), "image_id": name} for name in ("broken.jpg", "gone.jpg", "lost.jpg")]
+    good = list(dataset.records[:4])
+    records = [good[0], lost[0], good[1], good[2], *lost[1:], good[3]]
+    failures = []
+    loader = build_eval_loader(
+        _cfg(num_workers), LoadedDataset(dataset.metadata, records), "val", tasks=(), on_failure=failures.append
+    )
+    assert [[s["file_name"] for s in batch] for batch in loader] == [
+        [good[0]["file_name"]],
+        [good[1]["file_name"], good[2]["file_name"]],
+        [good[3]["file_name"]],
+    ]
+    assert [failure.file_name for failure in failures] == [record["file_name"] for record in lost]
+    assert all(failure.file_name in failure.message for failure in failures)
+
+
+def test_a_broken_mapper_is_no_failure_of_its_image(dataset: LoadedDataset, picky: None) -> None:
+    cfg = _cfg()
+    cfg.dataset.val.mapper = "Breaks"
+    one = LoadedDataset(dataset.metadata, [{"file_name": "only.jpg", "image_id": 1}])
+    with pytest.raises(RuntimeError, match="KeyError"):
+        list(build_eval_loader(cfg, one, "val", on_failure=[].append))

@@ -151,3 +151,23 @@ def test_mistakes_are_named(panoptic: LoadedDataset) -> None:
     many = Metadata("many", tuple(Category(i + 1, str(i)) for i in range(300)))
     with pytest.raises(ValueError, match="ignore_label"):
         TrainMapper(many, policy=None, color=None)
+
+
+@pytest.mark.parametrize(("split", "task"), [("val", "evaluate"), ("test", "inference")])
+def test_tiles_are_cut_from_the_image_as_it_is(panoptic: LoadedDataset, split: str, task: str) -> None:
+    cfg, rng, record = get_cfg(), np.random.default_rng(0), panoptic.records[0]
+    cfg.dataset.augmentation.test_min_size = 64
+
+    def image() -> torch.Tensor:
+        return DATASET_MAPPER_REGISTRY.build("EvalMapper", cfg, panoptic.metadata, split)(record, rng)["image"]
+
+    with Image.open(record["file_name"]) as file:
+        pixels = torch.from_numpy(np.array(file)).permute(2, 0, 1)
+    assert min(image().shape[1:]) == 64
+    cfg[task].tile_size = [32, 32]
+    assert torch.equal(image(), pixels)
+    cfg.dataset[split].target_size = [100, 50]
+    with pytest.raises(
+        ValueError, match=rf"{task}\.tile_size = \[32, 32\].*dataset\.{split}\.target_size = \[100, 50\]"
+    ):
+        image()

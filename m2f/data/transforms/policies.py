@@ -25,6 +25,16 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
+class OwnSize:
+    """Evaluation by tiles: no randomness, no change; every pixel stays what it is."""
+
+    def draw(self, rng: np.random.Generator, size: tuple[int, int], label_map: LabelMap) -> Geometry:
+        """The identity."""
+        del rng, label_map
+        return Geometry.identity(size)
+
+
+@dataclass(frozen=True)
 class ShortestEdge:
     """Evaluation: no randomness. The shortest edge becomes `min_size`, unless the longest would pass `max_size`.
 

@@ -30,7 +30,7 @@ def deformable_attention(
     Source: Deformable DETR, arXiv:2010.04159, equation 3.
     """
     pixels = sum(height * width for height, width in shapes)
-    if pixels != value.shape[1]:
+    if not torch.jit.is_tracing() and pixels != value.shape[1]:
         raise ValueError(f"the levels {list(shapes)} have {pixels} pixels in all, but value has {value.shape[1]}")
     traced = torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling()
     if value.device.type == "cpu" and not traced:

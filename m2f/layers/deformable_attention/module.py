@@ -26,6 +26,8 @@ class MultiScaleDeformableAttention(nn.Module):
     Source: Deformable DETR, arXiv:2010.04159.
     """
 
+    attend = staticmethod(deformable_attention)  # an exporter puts another form of the operator here for a while
+
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
         if dim % num_heads:
@@ -66,10 +68,17 @@ class MultiScaleDeformableAttention(nn.Module):
             (B, Q, C).
         """
         grid = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
-        pixels = query.new_tensor([[width, height] for height, width in shapes])  # (L, 2)
+        pixels = level_sizes([(width, height) for height, width in shapes], query)  # (L, 2)
         offsets = self.sampling_offsets(query).view(*grid, 2) / pixels[:, None]
         weights = self.attention_weights(query).view(*grid[:3], -1).softmax(dim=-1).view(grid)
         locations = reference[:, None, None, None] + offsets  # (B, Q, M, L, P, 2)
         value = self.value_proj(value).view(*value.shape[:2], self.num_heads, -1)
-        out: Tensor = self.output_proj(deformable_attention(value, shapes, locations, weights))
+        out: Tensor = self.output_proj(self.attend(value, shapes, locations, weights))
         return out
+
+
+def level_sizes(shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """L pairs as (L, 2), in the dtype and on the device of `like`; in a traced graph they stay sizes of its input."""
+    if not torch.jit.is_tracing():
+        return like.new_tensor(shapes)
+    return torch.stack([torch.stack([torch.as_tensor(length) for length in shape]) for shape in shapes]).to(like)

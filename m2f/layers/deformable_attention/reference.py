@@ -18,9 +18,9 @@ def deformable_attention(
     maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B M, D, S)
     grids = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (L, B M, P, Q, 2)
     shares = weights.permute(3, 0, 2, 4, 1).flatten(1, 2).unsqueeze(2)  # (L, B M, 1, P, Q)
-    total = value.new_zeros(B * M, D, Q)
     levels = torch.split(maps, [height * width for height, width in shapes], dim=2)
-    for level, shape, grid, share in zip(levels, shapes, grids, shares, strict=True):
+    read = []
+    for level, shape, grid, share in zip(levels, shapes, grids.unbind(), shares.unbind(), strict=True):
         samples = F.grid_sample(level.view(B * M, D, *shape), grid, align_corners=False)  # (B M, D, P, Q)
-        total = total + (samples * share).sum(dim=2)
-    return total.view(B, M * D, Q).transpose(1, 2)
+        read.append((samples * share).sum(dim=2))
+    return sum(read[1:], read[0]).view(B, M * D, Q).transpose(1, 2)

@@ -268,8 +268,8 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = q.float().relu(), k.float().relu(), v.float()
-        summed = (v @ k.mT) @ q
-        total = k.sum(dim=-1, keepdim=True).mT @ q  # (B, M, 1, N)
+        summed = (v @ k.transpose(2, 3)) @ q
+        total = k.sum(dim=-1, keepdim=True).transpose(2, 3) @ q  # (B, M, 1, N)
         return summed / (total + 1e-15)
 
 

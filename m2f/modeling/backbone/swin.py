@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2f.config.variants import SWIN
+from m2f.layers.attention import attend
 from m2f.layers.relative_position import relative_position_index
 from m2f.modeling.backbone.backbone import STAGES, Backbone, published_sizes, requested_features
 from m2f.modeling.build import BACKBONE_REGISTRY
@@ -122,9 +123,11 @@ class SwinTransformer(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map (B, 3, H, W) to {name: (B, C, H/stride, W/stride)}, sizes rounded up."""
         x = self.pos_drop(self._add_position(self.patch_embed(x)))
+        # What is kept from call to call would be a constant of a traced graph.
+        make_mask = shift_mask.__wrapped__ if torch.jit.is_tracing() else shift_mask
         features = {}
         for i, (name, stage) in enumerate(zip(STAGES, self.layers, strict=False)):  # up to the last requested map
-            apart = shift_mask(x.shape[1], x.shape[2], self.window_size, x.device)
+            apart = make_mask(x.shape[1], x.shape[2], self.window_size, x.device)
             for block in stage.get_submodule("blocks").children():
                 x = self.run_block(block, x, apart)
             if name in self.feature_shapes():
@@ -258,7 +261,7 @@ class WindowAttention(nn.Module):
             q, k, v = qkv.flatten(2, 3)
             bias = (bias + apart[:, None]).flatten(0, 1)
         dropout = self.attn_drop_rate if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, bias[None].to(q.dtype), dropout, scale=self.scale)
+        out = attend(q, k, v, bias[None].to(q.dtype), dropout, self.scale)
         out = out.view(batch, num, self.heads, tokens, -1).transpose(2, 3).reshape(batch, num, tokens, channels)
         projected: Tensor = self.proj_drop(self.proj(out))
         return projected
@@ -344,8 +347,8 @@ def shift_mask(height: int, width: int, window_size: int, device: torch.device) 
     with torch.inference_mode(False):  # a mask made during evaluation must serve training too
 
         def region(length: int) -> Tensor:
-            position = torch.arange(length + -length % window_size, device=device)
-            last = len(position)
+            last = length + -length % window_size
+            position = torch.arange(last, device=device)
             return (position >= last - window_size).int() + (position >= last - shift).int()
 
         regions = region(height)[:, None] * 3 + region(width)[None, :]

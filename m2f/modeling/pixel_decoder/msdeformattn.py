@@ -91,7 +91,9 @@ class DeformableEncoder(nn.Module):
             else:
                 pixels = layer(pixels, positions, reference, shapes)
         parts = torch.split(pixels, [height * width for height, width in shapes], dim=1)
-        return [part.transpose(1, 2).reshape(len(part), -1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        return [
+            part.transpose(1, 2).reshape(part.shape[0], -1, *shape) for part, shape in zip(parts, shapes, strict=True)
+        ]
 
     def _positions(self, shapes: Shapes, like: Tensor) -> Tensor:
         """(S, C): where in its level, and in which level."""
@@ -106,7 +108,7 @@ def _pixel_centres(shapes: Shapes, like: Tensor) -> Tensor:
     for height, width in shapes:
         y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
         x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
-        centres.append(torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1))
+        centres.append(torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1))
     return torch.cat(centres)
 
 

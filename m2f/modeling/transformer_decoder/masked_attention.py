@@ -102,7 +102,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         sizes = [(level.shape[2], level.shape[3]) for level in multi_scale]
         level_features = resize_features(mask_features, sizes)
         positions = self.query_embed.weight
-        queries = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)
+        queries = self.query_feat.weight.expand(mask_features.shape[0], *self.query_feat.weight.shape)
         predictions = [self._predict(queries, mask_features)]
         layers = zip(
             self.transformer_cross_attention_layers,
