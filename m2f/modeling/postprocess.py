@@ -16,7 +16,7 @@ from torch import Tensor
 from m2f.layers.mask_prediction import MaskPrediction
 from m2f.structures.instances import Instances
 from m2f.structures.metadata import Metadata
-from m2f.structures.panoptic import PanopticMap, Segment
+from m2f.structures.panoptic import PanopticMap, number_segments
 from m2f.structures.sample import TASKS, ModelOutput
 
 # Mask logits held at a time, in numbers: 8 MB of float32, which stay in a CPU's last cache.
@@ -117,29 +117,8 @@ def panoptic(
         solid[rows] = inside.gather(0, owner[rows].unsqueeze(0)).squeeze(0)
     won, visible = (owner.flatten().bincount(minlength=len(queries)), owner[solid].bincount(minlength=len(queries)))
     accepted = (visible > 0) & (won / areas >= rule.overlap_threshold)  # visible > 0 implies won, areas > 0
-    ids, segments = _number(accepted.tolist(), labels.tolist(), scores.tolist(), metadata)
+    ids, segments = number_segments(accepted.tolist(), labels.tolist(), scores.tolist(), metadata)
     return PanopticMap(torch.tensor(ids, device=owner.device)[owner] * solid, segments)
-
-
-def _number(
-    accepted: list[bool], labels: list[int], scores: list[float], metadata: Metadata
-) -> tuple[list[int], list[Segment]]:
-    """Each kept query's segment id (0 = none), and the segments; a stuff segment has its best query's score."""
-    ids, segments, stuff = [0] * len(accepted), list[Segment](), dict[int, int]()
-    for query, (label, score) in enumerate(zip(labels, scores, strict=True)):
-        if not accepted[query]:
-            continue
-        if label in stuff:
-            ids[query] = stuff[label]
-            first = segments[ids[query] - 1]
-            segments[ids[query] - 1] = first._replace(score=max(first.score, score))
-            continue
-        is_thing = label in metadata.thing_labels
-        ids[query] = len(segments) + 1
-        segments.append(Segment(ids[query], label, is_thing, score=score))
-        if not is_thing:
-            stuff[label] = ids[query]
-    return ids, segments
 
 
 @_exact

@@ -12,7 +12,7 @@ from m2f.export.info import ExportInfo
 from m2f.export.runtime.answers import Answer, InstanceAnswer, PanopticAnswer
 from m2f.export.runtime.resizing import Floats, Frame, fine_strips, nearest, probability_strips, sigmoid, strips
 from m2f.structures.metadata import Metadata
-from m2f.structures.panoptic import Segment
+from m2f.structures.panoptic import Segment, number_segments
 
 Outputs = Mapping[str, NDArray[Any]]
 """The graph's outputs of one picture, without the batch axis, by name."""
@@ -96,27 +96,9 @@ def _merge(
     # visible > 0 implies won, areas > 0; float32 as in torch, where a share may equal the threshold
     share = won.astype(np.float32) / np.maximum(areas, 1).astype(np.float32)
     accepted = (visible > 0) & (share >= np.float32(info.overlap_threshold))
-    ids, segments = _number(accepted.tolist(), labels[queries].tolist(), scores[queries].tolist(), info.metadata)
+    kept = labels[queries].tolist(), scores[queries].tolist()
+    ids, segments = number_segments(accepted.tolist(), *kept, info.metadata)
     return PanopticAnswer(np.array(ids)[owner] * solid, segments)
-
-
-def _number(
-    accepted: list[bool], labels: list[int], scores: list[float], metadata: Metadata
-) -> tuple[list[int], list[Segment]]:
-    """Each query's segment id (0 = none), and the segments: one per stuff class, with its best query's score."""
-    ids, segments, stuff = [0] * len(accepted), list[Segment](), dict[int, int]()
-    for query in np.flatnonzero(accepted).tolist():
-        label, score = labels[query], scores[query]
-        if label in stuff:
-            ids[query] = stuff[label]
-            first = segments[ids[query] - 1]
-            segments[ids[query] - 1] = first._replace(score=max(first.score, score))
-            continue
-        ids[query] = len(segments) + 1
-        segments.append(Segment(ids[query], label, label in metadata.thing_labels, score=score))
-        if label not in metadata.thing_labels:
-            stuff[label] = ids[query]
-    return ids, segments
 
 
 def _instance(outputs: Outputs, frame: Frame, info: ExportInfo) -> InstanceAnswer:
