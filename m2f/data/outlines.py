@@ -63,8 +63,8 @@ def encode_masks(masks: NDArray[np.bool_]) -> list[Rle]:
 
 
 def areas_of(codes: list[Rle]) -> list[float]:
-    """Pixels in each code."""
-    return [float(area) for area in coco_mask.area(codes)] if codes else []
+    """Pixels in each code; one at a time, since pycocotools overflows on lists of more than 255."""
+    return [float(coco_mask.area(code)) for code in codes]
 
 
 def draw(outlines: Sequence[Outline], geometry: Geometry) -> NDArray[np.bool_]:

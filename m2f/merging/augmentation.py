@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2f.merging.voting import InstanceVotes, PanopticVotes, SemanticVotes
-from m2f.structures.instances import Instances
+from m2f.merging.voting import Election, InstanceVotes, PanopticVotes, SemanticVotes
 from m2f.structures.metadata import Metadata
-from m2f.structures.panoptic import PanopticMap
 from m2f.structures.sample import ModelInput, ModelOutput, Predict
 
 _VOTES: dict[str, Any] = {"semantic": SemanticVotes, "panoptic": PanopticVotes, "instance": InstanceVotes}
@@ -22,17 +19,19 @@ _VOTES: dict[str, Any] = {"semantic": SemanticVotes, "panoptic": PanopticVotes, 
 class AugmentedPredictor:
     """A predictor that shows another one several versions of each image, one after the other; see `voting`.
 
+    Where there are several, "instance" has RLE masks, and segments lie on the CPU.
+
     Args:
-        predict: answers `tasks`; "semantic" as scores, "instance" with mask tensors.
+        predict: answers `tasks`; "semantic" as scores.
         metadata: what the labels mean.
         tasks: semantic, panoptic, instance: those wanted.
         flip: show each scale mirrored as well.
-        scales: of the image that comes in.
+        scales: of the image that comes in; none: as it is.
         object_mask_threshold: panoptic: a segment's score, averaged over all versions, must exceed it.
         overlap_threshold: panoptic: least share of a segment's mask that it must win.
 
     Raises:
-        ValueError: a task is unknown, or there is no scale, or one that is not positive.
+        ValueError: a task is unknown, or a scale is not positive.
     """
 
     def __init__(
@@ -48,8 +47,9 @@ class AugmentedPredictor:
     ) -> None:
         if unknown := [task for task in tasks if task not in _VOTES]:
             raise ValueError(f"unknown task {unknown[0]!r}; choose from {', '.join(_VOTES)}")
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"scales of test-time augmentation are {list(scales)}; at least one, all above 0")
+        scales = tuple(scales) or (1.0,)
+        if min(scales) <= 0:
+            raise ValueError(f"scales of test-time augmentation are {list(scales)}; they must lie above 0")
         self._predict, self._metadata, self._tasks = predict, metadata, tuple(tasks)
         self._versions = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
         self._thresholds = object_mask_threshold, overlap_threshold
@@ -61,21 +61,17 @@ class AugmentedPredictor:
         return [self._answer(sample) for sample in inputs]
 
     def _answer(self, sample: ModelInput) -> ModelOutput:
-        votes = {task: _VOTES[task](self._metadata, len(self._versions), *self._thresholds) for task in self._tasks}
-        for answer in self._answers(sample):
+        size = (sample["height"], sample["width"])
+        election = Election(size, self._metadata, len(self._versions), *self._thresholds)
+        votes = {task: _VOTES[task](election) for task in self._tasks}
+        for number, (scale, mirrored) in enumerate(self._versions):  # only one version's answer is held at a time
+            image = _scaled(sample["image"], scale)
+            version: ModelInput = {"image": image.flip(2) if mirrored else image, "height": size[0], "width": size[1]}
+            answer = self._predict([version])[0]
             for task, counting in votes.items():
-                counting.add(answer[task])  # type: ignore[literal-required]  # one of TASKS
+                counting.add(number, answer[task], mirrored)  # type: ignore[literal-required]  # one of TASKS
         output: Any = {task: counting.result() for task, counting in votes.items()}
         return output
-
-    def _answers(self, sample: ModelInput) -> Iterator[ModelOutput]:
-        """Of each version, turned back; only one is held at a time."""
-        for scale, mirrored in self._versions:
-            image = _scaled(sample["image"], scale)
-            size = {"height": sample["height"], "width": sample["width"]}
-            version = ModelInput(image=image.flip(2) if mirrored else image, **size)  # type: ignore[typeddict-item]
-            answer = self._predict([version])[0]
-            yield _mirrored(answer) if mirrored else answer
 
 
 def _scaled(image: Tensor, scale: float) -> Tensor:
@@ -85,20 +81,3 @@ def _scaled(image: Tensor, scale: float) -> Tensor:
         return image
     resized = F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False, antialias=True)
     return resized[0].round().clamp(0, 255).to(torch.uint8)
-
-
-def _mirrored(answer: ModelOutput) -> ModelOutput:
-    """The answer for the image as it was; boxes are left to those who make the final masks."""
-    turned = ModelOutput()
-    if "semantic" in answer:
-        turned["semantic"] = answer["semantic"].flip(-1)
-    if "panoptic" in answer:
-        turned["panoptic"] = PanopticMap(answer["panoptic"].ids.flip(-1), answer["panoptic"].segments)
-    if "instance" in answer:
-        turned["instance"] = _mirrored_masks(answer["instance"])
-    return turned
-
-
-def _mirrored_masks(found: Instances) -> Instances:
-    assert isinstance(found.masks, Tensor)
-    return replace(found, masks=found.masks.flip(-1), boxes=None)

@@ -49,11 +49,10 @@ def instance_parts(instances: Instances, view: int, box: Box, mirrored: bool = F
     return [Part(view, label, score, runs[1]) for runs, label, score in shown if runs]
 
 
-def thing_parts(panoptic: PanopticMap, view: int, box: Box) -> dict[int, Part]:
-    """The things of a view that lies at `box`, by their ids."""
+def segment_parts(panoptic: PanopticMap, view: int, box: Box) -> dict[int, Part]:
+    """The segments of a view that lies at `box`, things and stuff, by their ids; those without a pixel are left out."""
     runs = split(panoptic.ids.cpu().numpy(), *box[:2])
-    things = [segment for segment in panoptic.segments if segment.is_thing and segment.id in runs]
-    return {s.id: Part(view, s.label, s.score, runs[s.id]) for s in things}
+    return {s.id: Part(view, s.label, s.score, runs[s.id]) for s in panoptic.segments if s.id in runs}
 
 
 def join(parts: Sequence[Part], views: Sequence[Box]) -> list[list[int]]:
@@ -83,7 +82,8 @@ def _agreements(parts: Sequence[Part], views: Sequence[Box]) -> Iterator[_Agreem
             for v in (here, there)
         ]
         for (one, runs, pixels), (other, other_runs, other_pixels) in product(*shown):
-            if parts[one].label == parts[other].label:
+            can_agree = min(pixels, other_pixels) >= _LEAST_IOU * max(pixels, other_pixels)
+            if parts[one].label == parts[other].label and can_agree:
                 agreed = intersection(runs, other_runs)
                 iou = agreed / (pixels + other_pixels - agreed)
                 if iou >= _LEAST_IOU:

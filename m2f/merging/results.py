@@ -24,13 +24,12 @@ class Found(NamedTuple):
 
 
 def to_instances(objects: Sequence[Found], size: tuple[int, int]) -> Instances:
-    """Those objects, the best first, with RLE masks of an image of `size` (H, W) and the boxes of the masks."""
-    ordered = sorted(objects, key=lambda found: -found.score)
+    """Those objects in their order, with RLE masks of an image of `size` (H, W) and the boxes of the masks."""
     return Instances(
-        labels=torch.tensor([found.label for found in ordered], dtype=torch.int64),
-        masks=[to_coco(found.runs, size) for found in ordered],
-        scores=torch.tensor([found.score for found in ordered], dtype=torch.float32),
-        boxes=torch.tensor([bounds(found.runs) for found in ordered], dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor([found.label for found in objects], dtype=torch.int64),
+        masks=[to_coco(found.runs, size) for found in objects],
+        scores=torch.tensor([found.score for found in objects], dtype=torch.float32),
+        boxes=torch.tensor([bounds(found.runs) for found in objects], dtype=torch.float32).reshape(-1, 4),
     )
 
 

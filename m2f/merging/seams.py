@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from m2f.merging.grid import Tile
-from m2f.merging.joining import Part, instance_parts, join, thing_parts
+from m2f.merging.joining import Part, instance_parts, join, segment_parts
 from m2f.merging.results import Found, renumber, to_instances, to_panoptic
 from m2f.merging.runs import Runs, area, clip, outside, pixels, union
 from m2f.structures.instances import Instances
@@ -131,7 +131,7 @@ class InstanceSeams:
         self._parts += instance_parts(instances, number, self._tiles[number].box)
 
     def result(self) -> Instances:
-        """Objects by score, with RLE masks."""
+        """The best first, with RLE masks."""
         return to_instances([whole.found for whole in _wholes(self._parts, self._tiles)], self._size)
 
 
@@ -156,10 +156,12 @@ class PanopticSeams:
     def add(self, number: int, panoptic: PanopticMap) -> None:
         """Take the segments of tile `number`."""
         box, cell = self._tiles[number].box, self._tiles[number].cell
+        parts = segment_parts(panoptic, number, box)
         numbers = {segment.id: segment.label + 1 for segment in panoptic.segments}
-        for id, part in thing_parts(panoptic, number, box).items():
-            self._parts.append(part)
-            numbers[id] = self._metadata.num_classes + len(self._parts)
+        for segment in panoptic.segments:
+            if segment.is_thing and segment.id in parts:
+                self._parts.append(parts[segment.id])
+                numbers[segment.id] = self._metadata.num_classes + len(self._parts)
         plane = self._plane[cell.top : cell.bottom, cell.left : cell.right]
         plane[:] = panoptic.ids.cpu()[cell.top - box.top :, cell.left - box.left :][: plane.shape[0], : plane.shape[1]]
         for segment in panoptic.segments:

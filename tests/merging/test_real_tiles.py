@@ -38,7 +38,7 @@ def truths(root: Path, name: str, count: int) -> tuple[Metadata, list[PanopticMa
     return metadata, [mapper(record, np.random.default_rng(0))["panoptic"] for record in records]
 
 
-@pytest.mark.parametrize(("name", "count"), [("coco_panoptic_200", 6), ("dsb2018_256", 6)])
+@pytest.mark.parametrize(("name", "count"), [("coco_panoptic_200", 4), ("dsb2018_256", 5)])
 def test_the_truth_of_tiles_is_the_truth(scenes: ModuleType, real_data: Path, name: str, count: int) -> None:
     """But for things whose visible parts no two tiles have in common: those stay as many as they are."""
     metadata, maps = truths(real_data, name, count)
@@ -54,7 +54,7 @@ def test_the_truth_of_tiles_is_the_truth(scenes: ModuleType, real_data: Path, na
 
 
 def test_nuclei_with_unsteady_borders_are_joined(scenes: ModuleType, real_data: Path) -> None:
-    metadata, maps = truths(real_data, "dsb2018_256", 10)
+    metadata, maps = truths(real_data, "dsb2018_256", 8)
     once, all_of = 0, 0
     for seed, truth in enumerate(maps):
         things = [row for row, segment in enumerate(truth.segments) if segment.is_thing]
@@ -63,7 +63,7 @@ def test_nuclei_with_unsteady_borders_are_joined(scenes: ModuleType, real_data: 
         common, _ = scenes.overlaps(truth, output["panoptic"])
         owner = common.argmax(0).bincount(minlength=len(common))
         once, all_of = once + int((owner[things] == 1).sum()), all_of + len(things)
-    assert once >= 0.95 * all_of > 200
+    assert once >= 0.95 * all_of > 150
 
 
 def test_camvid_labels_come_back(scenes: ModuleType, real_data: Path) -> None:

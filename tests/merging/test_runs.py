@@ -24,8 +24,8 @@ def dense(runs: Runs, size: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(40))
 def test_everything_is_what_dense_masks_give(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    height, width = size = tuple(rng.integers(1, 14, 2).tolist())
-    one, other, third = masks = rng.random((3, *size)) < rng.choice([0, 0.1, 0.5, 0.9, 1], (3, 1, 1))
+    size = tuple(rng.integers(1, 14, 2).tolist())
+    one, other, _ = masks = rng.random((3, *size)) < rng.choice([0, 0.1, 0.5, 0.9, 1], (3, 1, 1))
     all_runs = [runs_of(mask) for mask in masks]
     first, second = all_runs[:2]
     assert np.array_equal(dense(first, size), one)

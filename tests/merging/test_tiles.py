@@ -84,7 +84,7 @@ def test_the_place_of_the_grid_does_not_matter(scenes: ModuleType, seed: int) ->
     assert counts == {sum(segment.is_thing for segment in truth.segments)}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_order_of_tiles_does_not_matter(scenes: ModuleType, seed: int) -> None:
     truth = scenes.cells(seed)
     size = tuple(truth.ids.shape)
@@ -105,7 +105,7 @@ def test_the_order_of_tiles_does_not_matter(scenes: ModuleType, seed: int) -> No
         assert instances.masks == first_instances.masks
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_unsteady_borders_are_joined(scenes: ModuleType, seed: int) -> None:
     """Touching things of two classes: each comes out once, and no two as one."""
     truth = scenes.cells(seed, count=100)
@@ -258,7 +258,7 @@ class Discs:
         self.centres = list(product(middles, middles))
         self.radius, self.corners = pitch // 2 - 2, iter(tile_grid((side, side), (256, 256), 0.25))
 
-    def __call__(self, inputs: list[ModelInput]) -> list[ModelOutput]:
+    def __call__(self, _inputs: list[ModelInput]) -> list[ModelOutput]:
         box = next(self.corners).box
         y, x = np.ogrid[box.top : box.bottom, box.left : box.right]
         ids = np.zeros((box.bottom - box.top, box.right - box.left), np.int64)
