@@ -47,6 +47,7 @@ setup(
         # panopticapi-lite pins an old numpy, so the test command installs it with --no-deps.
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3",
             "ruff==0.17.6",
             "mypy==2.4.1",
             "types-PyYAML",

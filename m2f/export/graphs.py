@@ -45,7 +45,8 @@ def build_graph(model: Any, mode: str, outputs: str, normalize_in_graph: bool = 
     Raises:
         ValueError: mode or outputs are unknown, or they do not go together.
     """
-    return MaskGraph(model, _head(mode, outputs)(model.metadata, model.rule), normalize_in_graph)
+    head = _head(mode, outputs)(model.metadata, model.rule).to(model.pixel_mean.device)
+    return MaskGraph(model, head, normalize_in_graph)
 
 
 class MaskGraph(nn.Module):

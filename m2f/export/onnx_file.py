@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +15,14 @@ from typing import NamedTuple
 
 import onnx
 import torch
-from onnx import helper
+from onnx import ModelProto, helper
 from torch import nn
 from torch.onnx.errors import UnsupportedOperatorError
 
 from m2f.export.graphs import FRAME, MaskGraph
 from m2f.export.half import to_float16
 from m2f.export.info import INPUT_NAME
-from m2f.export.plugin import NAME, plugin_function, plugin_nodes
+from m2f.export.plugin import NAME, plugin_nodes, plugin_output
 from m2f.export.simplify import simplify
 from m2f.layers.deformable_attention.module import MultiScaleDeformableAttention
 
@@ -89,8 +90,8 @@ def export_onnx(
     free = {"batch"} if batch_size == -1 else set()
     free |= {*FRAME, *_MASK_AXES} if dynamic_size else set()
     with _evaluating(graph), nullcontext() if on_cpu else plugin_nodes(graph):
-        _trace(graph, path, (2 if batch_size == -1 else batch_size, 3, *frame), free, opset)
-    model = simplify(onnx.load(path), [] if on_cpu else [plugin_function(opset)])
+        model = _trace(graph, (2 if batch_size == -1 else batch_size, 3, *frame), free, opset)
+    simplify(model, {NAME: plugin_output})
     if fp16:
         to_float16(model)
     helper.set_model_props(model, dict(metadata(opset)))
@@ -124,12 +125,11 @@ def settle_opset(graph: MaskGraph, wanted: int, on_cpu: bool) -> int:
 def _frame(graph: MaskGraph, height: int, width: int, dynamic_size: bool) -> tuple[int, int]:
     """(height, width) to trace with; of a dynamic frame any will do, so two small and different ones."""
     step = graph.divisibility
+    least = -(-LEAST_SIZE // step) * step
     if dynamic_size:
-        sides = [-(-LEAST_SIZE // step) * step, (-(-LEAST_SIZE // step) + 1) * step]
-        return sides[0], sides[1]
+        return least, least + step
     for key, length in (("input_height", height), ("input_width", width)):
-        if length < LEAST_SIZE or length % step:
-            least = -(-LEAST_SIZE // step) * step
+        if length < least or length % step:
             raise ValueError(f"export.{key} is {length}; it is a multiple of {step} pixels, {least} at least")
     return height, width
 
@@ -147,10 +147,11 @@ def _evaluating(graph: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _trace(graph: MaskGraph, path: Path, shape: tuple[int, ...], free: set[str], opset: int) -> None:
-    """Write the graph as torch's exporter leaves it.
+def _trace(graph: MaskGraph, shape: tuple[int, ...], free: set[str], opset: int) -> ModelProto:
+    """The graph as torch's exporter leaves it.
 
-    Note: of torch's two exporters this is the older one. The newer needs a package more, and writes opset 18 and up.
+    Note: of torch's two exporters this is the older one. The newer (of 2.14) needs a package more, writes no opset
+    below 18, took twenty times as long, and with a free height and width it gave other numbers than the model.
 
     Raises:
         ValueError: the model has an operator that the opset lacks.
@@ -158,7 +159,8 @@ def _trace(graph: MaskGraph, path: Path, shape: tuple[int, ...], free: set[str],
     axes = {INPUT_NAME: ("batch", "channels", *FRAME), **graph.head.outputs}
     dtype = torch.uint8 if graph.normalize_in_graph else torch.float32
     example = torch.zeros(shape, dtype=dtype, device=graph.model.pixel_mean.device)
-    with _quiet():
+    with tempfile.TemporaryDirectory() as room, _quiet():
+        path = Path(room) / "traced.onnx"
         try:
             torch.onnx.export(
                 graph,
@@ -172,6 +174,7 @@ def _trace(graph: MaskGraph, path: Path, shape: tuple[int, ...], free: set[str],
             )
         except UnsupportedOperatorError as error:
             raise ValueError(f"export.opset_version {opset}: {error}") from error
+        return onnx.load(path)
 
 
 @contextmanager

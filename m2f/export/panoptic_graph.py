@@ -33,13 +33,12 @@ def merge(candidates: Candidates, is_thing: Tensor, rule: DecisionRule) -> tuple
     """
     scores, labels = candidates.scores, candidates.labels
     accepted, owner, solid = _compete(candidates, rule)
-    leads, same = _group(accepted, labels, ~is_thing[labels])
-    rank = leads.int().cumsum(dim=1) * leads
+    rank, same = _group(accepted, labels, ~is_thing[labels])
+    leads = rank > 0
     ids = (same * rank.unsqueeze(1)).sum(dim=2) * accepted  # exactly one leader in each accepted query's row
     best = (same * (scores * accepted).unsqueeze(1)).amax(dim=2)
     pixels = ids.gather(1, owner.flatten(1)).view(owner.shape) * solid
-    none = torch.full_like(labels, len(is_thing) - 1)
-    return pixels.int(), rank.int(), torch.where(leads, labels, none), best * leads
+    return pixels.int(), rank.int(), torch.where(leads, labels, len(is_thing) - 1), best * leads
 
 
 def _compete(candidates: Candidates, rule: DecisionRule) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,8 +59,10 @@ def _compete(candidates: Candidates, rule: DecisionRule) -> tuple[Tensor, Tensor
 
 
 def _group(accepted: Tensor, labels: Tensor, is_stuff: Tensor) -> tuple[Tensor, Tensor]:
-    """Which queries are the first of their segment (B, Q), and which belong together (B, Q, Q)."""
+    """The segment that each query is the first of, or 0, (B, Q), and which queries belong together (B, Q, Q)."""
     query = torch.arange(labels.shape[1], device=labels.device)
     alike = (labels.unsqueeze(2) == labels.unsqueeze(1)) & is_stuff.unsqueeze(2)
     follows = alike & accepted.unsqueeze(1) & (query[:, None] > query)
-    return accepted & ~follows.any(dim=2), alike | (query[:, None] == query)
+    leads = accepted & ~follows.any(dim=2)
+    rank = (leads.unsqueeze(1) & (query[:, None] >= query)).sum(dim=2) * leads
+    return rank, alike | (query[:, None] == query)

@@ -22,7 +22,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import FunctionProto, ModelProto, inliner, parser
+from onnx import FunctionProto, ModelProto, TypeProto, inliner, parser
 from torch import Tensor, nn
 
 from m2f.layers.deformable_attention import reference
@@ -71,6 +71,15 @@ class _Plugin(torch.autograd.Function):
         read = g.op(f"{DOMAIN}::{NAME}", *inputs, plugin_version_s="1", plugin_namespace_s="")
         read.setType(inputs[0].type().with_sizes([None] * 4))
         return read
+
+
+def plugin_output(inputs: Sequence[TypeProto]) -> TypeProto:
+    """The type of a node's output, from those of its five inputs."""
+    output = TypeProto()
+    output.CopyFrom(inputs[0])
+    if output.tensor_type.HasField("shape") and inputs[3].tensor_type.HasField("shape"):
+        output.tensor_type.shape.dim[1].CopyFrom(inputs[3].tensor_type.shape.dim[1])
+    return output
 
 
 def replace_plugin_nodes(model: ModelProto) -> ModelProto:

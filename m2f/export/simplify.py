@@ -7,22 +7,13 @@ are known beforehand but for the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 
 import numpy as np
-from onnx import (
-    AttributeProto,
-    FunctionProto,
-    ModelProto,
-    NodeProto,
-    TensorProto,
-    TypeProto,
-    helper,
-    numpy_helper,
-    shape_inference,
-)
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, TypeProto, defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnx.shape_inference import infer_node_outputs
 
 # A constant larger than this, and than all that it is made of, is left to the runtime; in numbers (4 MB of float32).
 _LARGEST = 2**20
@@ -35,15 +26,18 @@ Sizes = np.ndarray
 size: products and quotients of sizes, known or not, are those of numbers."""
 _LARGER_THAN_SIZES = 2**31
 
+TypeRule = Callable[[list[TypeProto]], TypeProto]
+"""From the types of an operator's inputs to that of its output."""
 
-def simplify(model: ModelProto, functions: Sequence[FunctionProto] = ()) -> ModelProto:
+
+def simplify(model: ModelProto, rules: Mapping[str, TypeRule] | None = None) -> ModelProto:
     """Fold what is constant, share what is computed twice, and leave out what nobody reads.
 
     A graph with branches or loops stays as it is.
 
     Args:
         model: changed in place; its inputs, outputs and what they mean stay.
-        functions: what its operators of other domains compute, for their shapes.
+        rules: for operators that are not ONNX's own, by name.
 
     Returns:
         The same object.
@@ -51,10 +45,12 @@ def simplify(model: ModelProto, functions: Sequence[FunctionProto] = ()) -> Mode
     if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for n in model.graph.node for a in n.attribute):
         return model
     constants = _take_constants(model)
-    while _Pass(model, constants, functions).run():
-        pass
+    walk = _Walk(model, constants, rules or {})
+    nodes = [node for node in model.graph.node if not walk.vanishes(node)]
+    _replace_nodes(model, _read_by_someone(nodes, walk.outputs))
     _put_constants(model, constants)
-    _keep_types(model, _infer_types(model, constants, functions))
+    for name in (node.output[0] for node in model.graph.node if node.op_type in walk.rules):
+        model.graph.value_info.add(name=name).type.CopyFrom(walk.type_of(name))  # nobody else can infer it
     return model
 
 
@@ -83,72 +79,106 @@ def _put_constants(model: ModelProto, constants: Constants) -> None:
     model.graph.initializer.extend(numpy_helper.from_array(constants[name], name) for name in first.values())
 
 
-def _keep_types(model: ModelProto, types: dict[str, TypeProto.Tensor]) -> None:
-    """Write down the types that ONNX cannot infer: those of what operators of other domains give."""
-    for name in (name for node in model.graph.node if node.domain for name in node.output if name in types):
-        model.graph.value_info.add(name=name).type.tensor_type.CopyFrom(types[name])
-
-
 def _replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
     nodes = list(nodes)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
 
-class _Pass:
-    """One walk along the nodes; what it makes constant lets the next one know more shapes."""
+def _read_by_someone(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
+    """Without the nodes on which no output depends."""
+    wanted, alive = set(outputs), []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            alive.append(node)
+    return alive[::-1]
 
-    def __init__(self, model: ModelProto, constants: Constants, functions: Sequence[FunctionProto]) -> None:
-        self.model, self.constants = model, constants
-        self.opset = next(entry.version for entry in model.opset_import if not entry.domain)
-        self.types = _infer_types(model, constants, functions)
+
+class _Walk:
+    """What is known while one goes along the nodes: constants, shapes, and numbers picked from shapes."""
+
+    def __init__(self, model: ModelProto, constants: Constants, rules: Mapping[str, TypeRule]) -> None:
+        self.constants, self.rules = constants, rules
+        self.opsets = list(model.opset_import)
+        self.opset = next(entry.version for entry in self.opsets if not entry.domain)
         self.outputs = {output.name for output in model.graph.output}
-        self.sizes: dict[str, Sizes] = {}
+        self.kinds: dict[str, int] = {}  # element types
+        self.shapes: dict[str, Sizes] = {}
+        self.sizes: dict[str, Sizes] = {}  # values of int64 tensors that hold sizes
         self.same: dict[str, str] = {}  # a name, and an earlier one with the same value
         self.seen: dict[tuple[object, ...], list[str]] = {}
-        self.primes: dict[str, int] = {}
-        self.changed = False
+        self.primes: Iterator[int] = iter(_primes())
+        symbols: dict[str, int] = {}
+        for entry in model.graph.input:  # all of whose free sizes have names
+            self._note(entry.name, entry.type, lambda dim: symbols.setdefault(dim.dim_param, next(self.primes)))
 
-    def run(self) -> bool:
-        """Walk; whether anything changed."""
-        kept = [node for node in self.model.graph.node if not self._vanishes(node)]
-        alive = _read_by_someone(kept, self.outputs)
-        self.changed |= len(alive) < len(self.model.graph.node)
-        _replace_nodes(self.model, alive)
-        return self.changed
-
-    def _vanishes(self, node: NodeProto) -> bool:
+    def vanishes(self, node: NodeProto) -> bool:
+        """Whether the graph can do without a node, whose inputs are updated."""
         for i, name in enumerate(node.input):
             node.input[i] = self.same.get(name, name)
+        self._infer_types(node)
+        self._infer_sizes(node)
         if node.op_type == "Reshape":
             self._fix_target(node)
         if self.outputs & set(node.output):
             return False
-        self._infer_sizes(node)
         return self._is_copy(node) or self._is_constant(node) or self._is_repeated(node)
 
-    def _fix_target(self, node: NodeProto) -> None:
-        """A target with one unknown size, written -1, beside known and kept ones, written 0, need not be computed."""
-        source, target = self._shape(node.input[0]), self._sizes(node.input[1])
-        if source is None or target is None or 0 in target or node.input[1] in self.constants:
+    def type_of(self, name: str) -> TypeProto:
+        """As far as it is known; a size that is not has its number for a name."""
+        if name in self.constants:
+            value = self.constants[name]
+            return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        if name not in self.shapes:
+            return helper.make_tensor_type_proto(self.kinds.get(name, TensorProto.UNDEFINED), None)
+        shape = [size if size < _LARGER_THAN_SIZES else str(size) for size in self.shapes[name]]
+        return helper.make_tensor_type_proto(self.kinds[name], shape)
+
+    def _note(self, name: str, type_: TypeProto, number: Callable[[TypeProto], int]) -> None:
+        tensor = type_.tensor_type
+        self.kinds[name] = tensor.elem_type
+        if tensor.HasField("shape"):
+            sizes = [dim.dim_value if dim.HasField("dim_value") else number(dim) for dim in tensor.shape.dim]
+            self.shapes[name] = np.array(sizes, dtype=object)
+
+    def _infer_types(self, node: NodeProto) -> None:
+        types = {name: self.type_of(name) for name in node.input if name}
+        if any(type_.tensor_type.elem_type == TensorProto.UNDEFINED for type_ in types.values()):
             return
-        rest, all_of_it = -math.prod(target), math.prod(source)
-        if -1 in target and all_of_it % rest == 0:
-            target = np.where(target == -1, all_of_it // rest, target)
-        kept = [i < len(source) and size == source[i] for i, size in enumerate(target)]
-        written = [
-            size if size < _LARGER_THAN_SIZES else 0 if keeps else -1 for size, keeps in zip(target, kept, strict=True)
-        ]
-        if written.count(-1) <= 1:
-            node.input[1] = f"{node.output[0]}/target"
-            self.constants[node.input[1]] = np.array(written, dtype=np.int64)
-            self.changed = True
+        if node.op_type in self.rules:
+            inferred = {node.output[0]: self.rules[node.op_type](list(types.values()))}
+        else:
+            known = {name: self.constants[name] for name in types if name in self.constants}
+            data = {name: numpy_helper.from_array(value) for name, value in known.items() if value.size <= _SMALL}
+            schema = defs.get_schema(node.op_type, self.opset, node.domain)
+            inferred = infer_node_outputs(schema, node, types, data, opset_imports=self.opsets)
+        for name, type_ in inferred.items():
+            self._note(name, type_, lambda dim: int(dim.dim_param) if dim.dim_param.isdigit() else next(self.primes))
+        shape = self._shape_asked_for(node)
+        if shape is not None:
+            self.shapes[node.output[0]] = shape
+
+    def _shape_asked_for(self, node: NodeProto) -> Sizes | None:
+        """The shape that an input gives to the output, which ONNX infers from constants only."""
+        if node.op_type == "ConstantOfShape":
+            return self._sizes(node.input[0])
+        if node.op_type == "Resize":
+            return self._sizes(node.input[3]) if len(node.input) == 4 else None
+        source = self._shape(node.input[0]) if node.op_type in ("Expand", "Reshape") else None
+        target = None if source is None else self._sizes(node.input[1])
+        if source is None or target is None or 0 in target or (node.op_type == "Expand" and len(source) > len(target)):
+            return None
+        if node.op_type == "Expand":
+            return np.where(target == 1, np.pad(source, (len(target) - len(source), 0), constant_values=1), target)
+        rest, all_of_it = abs(math.prod(target)), math.prod(source)
+        return np.where(target == -1, next(self.primes) if all_of_it % rest else all_of_it // rest, target)
 
     def _infer_sizes(self, node: NodeProto) -> None:
         """What is known of a shape, and of numbers picked from shapes."""
         if node.op_type == "Shape" and not node.attribute:
             sizes = self._shape(node.input[0])
-        elif node.op_type in _ON_SIZES and all(self._sizes(name) is not None for name in node.input):
+        elif node.op_type in _ON_SIZES and self._are_sizes(node):
             attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
             sizes = _ON_SIZES[node.op_type](*(self._sizes(name) for name in node.input), **attributes)
         else:
@@ -156,10 +186,21 @@ class _Pass:
         if sizes is not None:
             self.sizes[node.output[0]] = np.asarray(sizes, dtype=object)
 
+    def _fix_target(self, node: NodeProto) -> None:
+        """A target with one unknown size, written -1, beside known and kept ones, written 0, need not be computed."""
+        source, target = self._shape(node.input[0]), self._shape(node.output[0])
+        if source is None or target is None or 0 in target or node.input[1] in self.constants:
+            return
+        kept = [i < len(source) and size == source[i] for i, size in enumerate(target)]
+        written = [s if s < _LARGER_THAN_SIZES else 0 if keeps else -1 for s, keeps in zip(target, kept, strict=True)]
+        if written.count(-1) <= 1:
+            node.input[1] = f"{node.output[0]}/target"
+            self.constants[node.input[1]] = np.array(written, dtype=np.int64)
+
     def _is_copy(self, node: NodeProto) -> bool:
         source = node.input[0] if node.input else ""
         if node.op_type == "Cast":
-            copies = source in self.types and self.types[source].elem_type == node.attribute[0].i
+            copies = self.kinds.get(source) == node.attribute[0].i
         elif node.op_type == "Where":  # torch writes one at every expand, for sizes of -1
             sizes = self._sizes(node.input[2])
             never = source in self.constants and not self.constants[source].any()
@@ -182,9 +223,8 @@ class _Pass:
         inputs = {source: self.constants[source] for source in node.input if source in self.constants}
         if node.domain or not inputs or len(inputs) < len({*node.input} - {""}):
             return False
-        if node.op_type == "Unsqueeze" and self.opset < 13:  # onnx's evaluator fails on axes as an attribute
-            return False
-        results = ReferenceEvaluator(node, opsets={"": self.opset}).run(None, inputs)
+        alone = helper.make_function("", "folded", list(inputs), node.output, [node], self.opsets)
+        results = ReferenceEvaluator(alone).run(None, inputs, {})
         if max(map(np.size, results)) > max(_LARGEST, *map(np.size, inputs.values())):
             return False
         self.constants |= {name: np.asarray(result) for name, result in zip(node.output, results, strict=True)}
@@ -198,10 +238,19 @@ class _Pass:
             self.same |= dict(zip(node.output, first, strict=True))
         return repeated
 
+    def _are_sizes(self, node: NodeProto) -> bool:
+        """Whether a node takes lists of numbers, and picks from the first, if that is what it does, by constants."""
+        rest = node.input[1:]
+        known = [self._sizes(name) for name in node.input]
+        lists = all(sizes is not None and sizes.ndim <= 1 for sizes in known)
+        return lists and (node.op_type in ("Concat", "Mul") or all(name in self.constants for name in rest))
+
     def _are_never_equal(self, name: str, other: str) -> bool:
         """Whether the first are sizes and the second are negative."""
         sizes, numbers = self.sizes.get(name), self.constants.get(other)
-        return sizes is not None and numbers is not None and sizes.shape == numbers.shape and bool((numbers < 0).all())
+        if sizes is None or numbers is None or sizes.shape != numbers.shape:
+            return False
+        return bool((sizes >= 0).all() and (numbers < 0).all())
 
     def _sizes(self, name: str) -> Sizes | None:
         value = self.constants.get(name)
@@ -212,17 +261,7 @@ class _Pass:
     def _shape(self, name: str) -> Sizes | None:
         if name in self.constants:
             return np.array(self.constants[name].shape, dtype=object)
-        if name not in self.types or not self.types[name].HasField("shape"):
-            return None
-        dims = enumerate(self.types[name].shape.dim)
-        sizes = [
-            d.dim_value if d.HasField("dim_value") else self._prime(d.dim_param or f"{name}[{i}]") for i, d in dims
-        ]
-        return np.array(sizes, dtype=object)
-
-    def _prime(self, symbol: str) -> int:
-        """The number that stands for an unknown size."""
-        return self.primes.setdefault(symbol, _primes()[len(self.primes)])
+        return self.shapes.get(name)
 
 
 @lru_cache
@@ -235,35 +274,7 @@ def _primes() -> list[int]:
     return numbers
 
 
-def _infer_types(
-    model: ModelProto, constants: Constants, functions: Sequence[FunctionProto]
-) -> dict[str, TypeProto.Tensor]:
-    """Types and shapes, as far as they are known, without moving the weights about."""
-    skeleton = ModelProto()
-    skeleton.CopyFrom(model)
-    skeleton.functions.extend(functions)
-    graph = skeleton.graph
-    for name, value in constants.items():
-        if value.size <= _SMALL:
-            graph.initializer.append(numpy_helper.from_array(value, name))
-        else:
-            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-            graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
-    graph = shape_inference.infer_shapes(skeleton, data_prop=True).graph
-    return {info.name: info.type.tensor_type for info in (*graph.input, *graph.value_info, *graph.output)}
-
-
-def _read_by_someone(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
-    """Without the nodes on which no output depends."""
-    wanted, alive = set(outputs), []
-    for node in reversed(nodes):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            alive.append(node)
-    return alive[::-1]
-
-
-def _slice(sizes: Sizes, starts: Sizes, ends: Sizes, axes: Sizes | None = None, steps: Sizes | None = None) -> Sizes:  # noqa: ARG001 - a list has one axis
+def _slice(sizes: Sizes, starts: Sizes, ends: Sizes, _: Sizes | None = None, steps: Sizes | None = None) -> Sizes:
     return sizes[slice(starts[0], ends[0], None if steps is None else steps[0])]
 
 
@@ -277,6 +288,6 @@ _ON_SIZES: dict[str, Callable[..., Sizes | None]] = {
     "Gather": lambda sizes, index, axis=0: np.take(sizes, index.astype(np.int64), axis),
     "Mul": np.multiply,
     "Slice": _slice,
-    "Squeeze": lambda sizes, axes: np.squeeze(sizes, tuple(axes)),
+    "Squeeze": lambda sizes, axes=None: np.squeeze(sizes, None if axes is None else tuple(axes)),
     "Unsqueeze": lambda sizes, axes: np.expand_dims(sizes, tuple(axes)),
 }

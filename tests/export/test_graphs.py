@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -151,7 +153,7 @@ def test_a_graph_that_normalises_takes_bytes() -> None:
         ("panoptic", "panoptic_map"),
     ],
 )
-def test_names_are_those_of_the_description(mode: str, outputs: str, make_info: type[ExportInfo]) -> None:
+def test_names_are_those_of_the_description(mode: str, outputs: str, make_info: Callable[..., ExportInfo]) -> None:
     assert output_names(mode, outputs) == make_info(mode=mode, outputs=outputs).output_names
 
 

@@ -92,7 +92,8 @@ class DeformableEncoder(nn.Module):
                 pixels = layer(pixels, positions, reference, shapes)
         parts = torch.split(pixels, [height * width for height, width in shapes], dim=1)
         return [
-            part.transpose(1, 2).reshape(part.shape[0], -1, *shape) for part, shape in zip(parts, shapes, strict=True)
+            part.transpose(1, 2).reshape(part.shape[0], part.shape[2], *shape)
+            for part, shape in zip(parts, shapes, strict=True)
         ]
 
     def _positions(self, shapes: Shapes, like: Tensor) -> Tensor:
