@@ -208,7 +208,7 @@ _RUNNER: dict[str, Range] = {
     **_DEVICES,
     "batch_size": _BATCH,
     "tile_size": POSITIVE,
-    "tile_overlap": Range(0, 0.9),
+    "tile_overlap": Range(0, 0.9, low_open=True),
     "tta_scales": POSITIVE,
 }
 TASK_RANGES: dict[str, dict[str, Range]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def merged(cfg: CfgNode, task: Task, predict: Predict, metadata: Metadata) -> Pr
     if node.tile_size:
         return TiledPredictor(predict, metadata, tasks, tile_size=tuple(node.tile_size), overlap=node.tile_overlap)
     if node.tta_flip or node.tta_scales:
-        scales: Sequence[float] = node.tta_scales or (1.0,)
+        scales = node.tta_scales
         thresholds = {name: cfg.model[name] for name in ("object_mask_threshold", "overlap_threshold")}
         return AugmentedPredictor(predict, metadata, tasks, flip=node.tta_flip, scales=scales, **thresholds)
     return predict

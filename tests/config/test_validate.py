@@ -130,7 +130,7 @@ def test_the_larger_number_of_gpus_wins(words, count, ids, caplog):
         ("train", ["train.best_metric=semantic/mIoU", "evaluate.tasks=[instance]"], "evaluates instance only"),
         ("evaluate", ["evaluate.trt_engine=a.engine", "evaluate.checkpoint=a.pth"], "'evaluate.trt_engine'.*keep one"),
         ("evaluate", ["evaluate.tile_size=[64, 64]", "evaluate.tta_flip=True"], "exclude each other"),
-        ("evaluate", ["evaluate.tile_overlap=1.0"], "it must be >= 0 and <= 0.9"),
+        ("evaluate", ["evaluate.tile_overlap=1.0"], "it must be > 0 and <= 0.9"),
         ("evaluate", ["evaluate.expected_results=[[panoptic/PQ, 1]]"], "is not .metric, value, tolerance"),
         ("evaluate", ["evaluate.expected_results=[[panoptic/PQ, 1, -1]]"], "is not .metric, value, tolerance"),
         ("inference", ["inference.tile_size=[64, 64]", "inference.tta_scales=[0.5]"], "exclude each other"),
