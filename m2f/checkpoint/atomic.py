@@ -12,7 +12,7 @@ PARTIAL_PREFIX = ".writing-"
 _OLD_PREFIX = ".replaced-"
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then put it there in one step that survives a power cut."""
     partial = _sibling(path, PARTIAL_PREFIX)
     partial.unlink(missing_ok=True)

@@ -101,10 +101,13 @@ def evaluate_sets(
 
 
 def _keeping(keeper: OverlayKeeper, writer: PredictionWriter | None) -> OnBatch:
+    if writer is None:
+        return keeper.take
+
     def keep(inputs: list[ModelInput], outputs: list[ModelOutput]) -> None:
         keeper.take(inputs, outputs)
-        for sample, output in zip(inputs, outputs, strict=True) if writer is not None else ():
-            writer.write(sample, output)  # type: ignore[union-attr]  # it is there
+        for sample, output in zip(inputs, outputs, strict=True):
+            writer.write(sample, output)
 
     return keep
 

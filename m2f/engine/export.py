@@ -25,7 +25,7 @@ from m2f.data.images import read_image
 from m2f.encryption import write_encrypted
 from m2f.engine.expectations import CheckFailed
 from m2f.engine.weights import checkpoint_of, load_model
-from m2f.export.deepstream import deepstream_files, trtexec_command
+from m2f.export.deepstream import deepstream_files, deepstream_needs, trtexec_command
 from m2f.export.graphs import MaskGraph, build_graph
 from m2f.export.info import METADATA_KEY, ExportInfo
 from m2f.export.onnx_file import export_onnx
@@ -124,7 +124,7 @@ class ExportRun:
             metadata=lambda opset: {METADATA_KEY: replace(info, opset=opset).to_json()},
         )
         self.info = replace(info, opset=result.opset)
-        logger.info("%d nodes, %.1f MB", sum(result.operators.values()), result.size / 1e6)
+        logger.info("%d nodes, %.1f MB", result.nodes, result.size / 1e6)
         if node.verbose:
             listed = ", ".join(f"{count} {name}" for name, count in result.operators.items())
             logger.info("operators: %s", listed)
@@ -148,19 +148,16 @@ class ExportRun:
     def _describe(self) -> list[Path]:
         """The description, and for DeepStream what it reads."""
         files = [self._save(".json", self.info.to_json().encode())]
-        if self.info.mode == "instance" and self.info.outputs == "tao" and self._suits_deepstream():
+        if not deepstream_needs(self.info):
             for name, text in deepstream_files(self.info, self.path).items():
                 files.append(self._write_file(self.path.with_name(name), text.encode()))
         return files
-
-    def _suits_deepstream(self) -> bool:
-        return not (self.info.normalize_in_graph or -1 in (self.info.height, self.info.width))
 
     def _save(self, ending: str, content: bytes) -> Path:
         return self._write_file(self.path.with_suffix(ending), content)
 
     def _write_file(self, path: Path, content: bytes) -> Path:
-        replace_file(path, lambda partial_path: _write_bytes(partial_path, content))
+        replace_file(path, lambda draft: draft.write_bytes(content))
         return path
 
     def _report(self, files: list[Path], certificate: Certificate) -> None:
@@ -170,10 +167,6 @@ class ExportRun:
             logger.info("wrote %s", file)
         if self.path.suffix == PLAIN:
             logger.info("an engine: %s", trtexec_command(self.info, self.path, self.path.with_suffix(".engine")))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _target(cfg: CfgNode, directory: Path, stem: str) -> Path:
@@ -195,16 +188,17 @@ def _pictures(cfg: CfgNode) -> dict[str, NDArray[np.uint8]]:
     """What the certificate is measured on: given, of the spec's data, or drawn."""
     if cfg.export.parity_images:
         return {path: read_image(path).pixels for path in cfg.export.parity_images}
+    reasons = []
     for split in ("val", "test"):
         try:
             (entry,) = entries(cfg, split)
             records = load_dataset(entry).records
         except (ValueError, OSError) as error:
-            logger.debug("no pictures of dataset.%s: %s", split, error)
+            reasons.append(str(error))
             continue
         names = [record["file_name"] for record in islice(records, cfg.export.parity_count)]
         return {name: read_image(name).pixels for name in names}
-    logger.warning("neither export.parity_images nor data of the spec are there: certified on drawn pictures")
+    logger.warning("export.parity_images is empty: certified on drawn pictures, since %s", "; ".join(reasons))
     return {f"shapes/{n}": scene("val", n).image for n in range(cfg.export.parity_count)}
 
 

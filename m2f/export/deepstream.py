@@ -45,6 +45,17 @@ def _shapes(info: ExportInfo, max_batch: int) -> list[str]:
     return shapes
 
 
+def deepstream_needs(info: ExportInfo) -> list[str]:
+    """The settings that a graph lacks to be read by NVIDIA's parser; none where it suits."""
+    wrong = {
+        "model.mode: instance": info.mode != "instance",
+        "export.outputs: tao": info.outputs != "tao",
+        "export.normalize_in_graph: False (DeepStream normalises)": info.normalize_in_graph,
+        "export.dynamic_size: False": -1 in (info.height, info.width),
+    }
+    return [setting for setting, is_wrong in wrong.items() if is_wrong]
+
+
 def deepstream_files(info: ExportInfo, onnx: Path) -> dict[str, str]:
     """Gst-nvinfer's configuration and the labels file, by name; they belong beside the ONNX file.
 
@@ -55,15 +66,8 @@ def deepstream_files(info: ExportInfo, onnx: Path) -> dict[str, str]:
     Raises:
         ValueError: it is not a graph that NVIDIA's parser reads.
     """
-    wrong = {
-        "model.mode: instance": info.mode != "instance",
-        "export.outputs: tao": info.outputs != "tao",
-        "export.normalize_in_graph: False (DeepStream normalises)": info.normalize_in_graph,
-        "export.dynamic_size: False": -1 in (info.height, info.width),
-    }
-    if any(wrong.values()):
-        needed = ", ".join(setting for setting, is_wrong in wrong.items() if is_wrong)
-        raise ValueError(f"{onnx}: DeepStream's parser needs a graph of {needed}")
+    if needed := deepstream_needs(info):
+        raise ValueError(f"{onnx}: DeepStream's parser needs a graph of {', '.join(needed)}")
     labels = f"{onnx.stem}_labels.txt"
     return {
         f"{onnx.stem}_nvinfer.txt": _nvinfer_config(info, onnx, labels),

@@ -18,22 +18,8 @@ from m2f.structures.sample import TASKS
 FRAME = ("height", "width")
 
 
-def output_names(mode: str, outputs: str) -> tuple[str, ...]:
-    """The outputs of a graph, in order.
-
-    Args:
-        mode: semantic, panoptic or instance.
-        outputs: "tao" for TAO's outputs of the mode, "mask_logits" for what all three modes follow from, or
-            "panoptic_map" for merged segments.
-
-    Raises:
-        ValueError: one of them is unknown, or they do not go together.
-    """
-    return tuple(_head(mode, outputs).outputs)
-
-
 def build_graph(model: Any, mode: str, outputs: str, normalize_in_graph: bool = False) -> MaskGraph:
-    """What is exported: a callable on (B, 3, H, W) images that gives the tensors of `output_names`.
+    """What is exported: a callable on (B, 3, H, W) images that gives the tensors of its head's `outputs`.
 
     Args:
         model: a meta-architecture with `layers`, `metadata`, `rule`, `pixel_mean` and `pixel_std`. It becomes a part of
@@ -45,7 +31,7 @@ def build_graph(model: Any, mode: str, outputs: str, normalize_in_graph: bool = 
     Raises:
         ValueError: mode or outputs are unknown, or they do not go together.
     """
-    head = _head(mode, outputs)(model.metadata, model.rule).to(model.pixel_mean.device)
+    head = head_of(mode, outputs)(model.metadata, model.rule).to(model.pixel_mean.device)
     return MaskGraph(model, head, normalize_in_graph)
 
 
@@ -196,7 +182,17 @@ class PanopticMapHead(PanopticHead):
 _TAO: dict[str, type[Head]] = {"semantic": SemanticHead, "panoptic": PanopticHead, "instance": InstanceHead}
 
 
-def _head(mode: str, outputs: str) -> type[Head]:
+def head_of(mode: str, outputs: str) -> type[Head]:
+    """What the graph of a mode ends in.
+
+    Args:
+        mode: semantic, panoptic or instance.
+        outputs: "tao" for TAO's outputs of the mode, "mask_logits" for what all three modes follow from, or
+            "panoptic_map" for merged segments.
+
+    Raises:
+        ValueError: one of them is unknown, or they do not go together.
+    """
     if mode not in TASKS:
         raise ValueError(f"model.mode is {mode!r}; it is one of {', '.join(TASKS)}")
     if outputs == "panoptic_map" and mode != "panoptic":

@@ -17,7 +17,7 @@ from m2f.export.graphs import (
     PanopticMapHead,
     SemanticHead,
     build_graph,
-    output_names,
+    head_of,
 )
 from m2f.export.info import ExportInfo
 from m2f.layers.mask_prediction import MaskPrediction
@@ -154,7 +154,7 @@ def test_a_graph_that_normalises_takes_bytes() -> None:
     ],
 )
 def test_names_are_those_of_the_description(mode: str, outputs: str, make_info: Callable[..., ExportInfo]) -> None:
-    assert output_names(mode, outputs) == make_info(mode=mode, outputs=outputs).output_names
+    assert tuple(head_of(mode, outputs).outputs) == make_info(mode=mode, outputs=outputs).output_names
 
 
 def test_every_mask_logit_leaves_the_graph() -> None:
@@ -174,4 +174,4 @@ def test_every_mask_logit_leaves_the_graph() -> None:
 )
 def test_wrong_words_are_refused(mode: str, outputs: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        output_names(mode, outputs)
+        head_of(mode, outputs)
