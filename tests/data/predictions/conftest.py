@@ -108,7 +108,7 @@ class Scenes:
 
     def many(self, count: int) -> tuple[list[ModelInput], list[ModelOutput]]:
         """Samples with int ids in no order, and answers."""
-        samples = [self.sample(n * 37 % 101, f"/data/pictures/{n:04d}.jpg") for n in range(count)]
+        samples = [self.sample(n * 37 % 101, f"data/pictures/{n:04d}.jpg") for n in range(count)]
         return samples, [self.answer(sample) for sample in samples]
 
     @staticmethod

@@ -114,8 +114,8 @@ def test_a_list_of_annotations_is_panoptic_too(tmp_path: Path) -> None:
         ("000000000139", sample()),
         ("val2017/000000000139", sample()),
         ("139", sample()),
-        ("sub/x", sample("sub/x", "/data/sub/x.png")),
-        ("sub/x", sample(5, "/data/sub/x.png")),
+        ("sub/x", sample("sub/x", "data/sub/x.png")),
+        ("sub/x", sample(5, "data/sub/x.png")),
     ],
 )
 def test_masks_are_found_by_name(tmp_path: Path, mask: str, one) -> None:

@@ -127,7 +127,7 @@ def test_made_up_answers_score_the_same_everywhere(tmp_path: Path, scenes) -> No
 
 
 def test_labels_run_lengths_and_text_ids_come_back_as_well(tmp_path: Path, scenes) -> None:
-    samples = [scenes.sample(f"sub/{n}", f"/data/sub/{n}.jpg") for n in range(6)]
+    samples = [scenes.sample(f"sub/{n}", f"data/sub/{n}.jpg") for n in range(6)]
     outputs = [scenes.smaller(scenes.answer(sample)) for sample in samples]
     write(tmp_path, scenes.metadata, TASKS, samples, outputs)
     assert_reads_back(tmp_path, scenes.metadata, TASKS, samples, outputs)
